@@ -1,0 +1,3 @@
+//! What operators ask: the answers of `tapirctl`'s verbs, and HTTP.
+
+pub mod types;

@@ -1,0 +1,224 @@
+//! The shapes that `tapirctl -o json` prints and others parse: keys are stable, more may come.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// `status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Node name.
+    pub node: String,
+    /// Of `tapird`.
+    pub version: String,
+    /// Seconds since start.
+    pub uptime_s: u64,
+    /// Every endpoint is attached and the tunnel is open.
+    pub ready: bool,
+    /// What is wrong, in words; empty when ready.
+    pub problems: Vec<String>,
+    /// How packets reach other nodes.
+    pub tunnel: Tunnel,
+    /// Threads that forward.
+    pub workers: u32,
+    /// Where cluster state lives.
+    pub store: Store,
+    /// Peers by state.
+    pub peers: PeerCount,
+    /// Pods on this node.
+    pub endpoints: usize,
+}
+
+/// The tunnel backend in use.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tunnel {
+    /// `raw`.
+    pub backend: String,
+    /// Why this one.
+    pub reason: String,
+    /// This node's underlay address.
+    pub address: Ipv4Addr,
+    /// The largest inner packet.
+    pub mtu: u16,
+}
+
+/// A store and how fresh it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Store {
+    /// `embedded`.
+    pub kind: String,
+    /// Seconds since it was last written or read.
+    pub age_s: u64,
+    /// Whether the last access worked.
+    pub reachable: bool,
+}
+
+/// How many peers answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerCount {
+    /// Answer probes.
+    pub up: usize,
+    /// Don't.
+    pub down: usize,
+}
+
+/// One row of `endpoints`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Kubernetes namespace; empty outside Kubernetes.
+    pub namespace: String,
+    /// Pod name; empty outside Kubernetes.
+    pub pod: String,
+    /// `CNI_CONTAINERID`.
+    pub container_id: String,
+    /// `CNI_IFNAME`.
+    pub interface: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Its MAC.
+    pub mac: String,
+    /// Its MTU.
+    pub mtu: u16,
+    /// The node it runs on.
+    pub node: String,
+    /// `attached`, `pending` (an ADD is under way) or `detached` (its queue could not be opened).
+    pub state: String,
+    /// The port's number, as in `drops`.
+    pub port: u32,
+    /// Packets from the pod, super-frames counted once.
+    pub rx_packets: u64,
+    /// Bytes from the pod.
+    pub rx_bytes: u64,
+    /// Packets to the pod.
+    pub tx_packets: u64,
+    /// Bytes to the pod.
+    pub tx_bytes: u64,
+    /// Packets of the pod that went no further, and packets that could not be handed to it.
+    pub drops: u64,
+}
+
+/// One row of `routes`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Route {
+    /// Destination.
+    pub prefix: IpNet,
+    /// Next hop: a pod, a node, `host`, or why packets are dropped.
+    pub via: String,
+    /// Who says so: `endpoint`, `config`, `gateway`.
+    pub source: String,
+    /// `ipip`, or empty.
+    pub encapsulation: String,
+    /// The one of its prefix that forwarding uses.
+    pub best: bool,
+    /// Egress MTU; 0 where nothing leaves.
+    pub mtu: u16,
+}
+
+/// One row of `peers`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Node name.
+    pub name: String,
+    /// Underlay address.
+    pub address: Ipv4Addr,
+    /// `ipip`.
+    pub encapsulation: String,
+    /// `up`, `down` or `unknown` (no probe answered yet).
+    pub state: String,
+    /// Why it is not up; empty when it is.
+    pub cause: String,
+    /// Median round trip of the last probes through the tunnel, in microseconds.
+    pub rtt_us: Option<u64>,
+    /// Share of the last probes that went unanswered, 0 to 1.
+    pub loss: f64,
+    /// The largest inner packet that gets there.
+    pub mtu: u16,
+    /// Seconds since the last answer.
+    pub last_seen: Option<u64>,
+    /// What it owns.
+    pub pods: Vec<IpNet>,
+}
+
+/// `ipam show`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Ipam {
+    /// Cluster-wide ranges.
+    pub pools: Vec<Pool>,
+    /// This node's ranges.
+    pub blocks: Vec<Block>,
+    /// Addresses in use on this node.
+    pub assignments: Vec<Assignment>,
+    /// Addresses given back too recently to be handed out.
+    pub cooling: Vec<IpAddr>,
+}
+
+/// A cluster-wide range. Sizes are strings' worth of digits for IPv6, hence floating point.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pool {
+    /// The range.
+    pub cidr: IpNet,
+    /// Addresses in it.
+    pub size: f64,
+    /// In use on this node.
+    pub used: u64,
+}
+
+/// A node's range.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Block {
+    /// The range.
+    pub cidr: IpNet,
+    /// Whose.
+    pub node: String,
+    /// In use.
+    pub used: u64,
+}
+
+/// An address in use.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// The address.
+    pub address: IpAddr,
+    /// Whose; empty for the node's own.
+    pub container_id: String,
+    /// Whose interface.
+    pub interface: String,
+}
+
+/// `drops`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Drops {
+    /// By reason, since start; reasons never seen are left out.
+    pub counters: BTreeMap<String, u64>,
+    /// The last ones, oldest first.
+    pub last: Vec<Drop>,
+    /// ICMP errors that the rate limit swallowed.
+    pub suppressed_errors: u64,
+}
+
+/// One dropped packet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Drop {
+    /// Rising number, for `--follow`.
+    pub number: u64,
+    /// When, RFC 3339 in UTC.
+    pub time: String,
+    /// A drop reason's name.
+    pub reason: String,
+    /// The port it came from, by name.
+    pub port: String,
+    /// Source, `address` or `address:port`; empty when it could not be read.
+    pub src: String,
+    /// Destination.
+    pub dst: String,
+    /// `tcp`, `udp`, `icmp`, or a number.
+    pub protocol: String,
+    /// Bytes, link header excluded.
+    pub length: u32,
+    /// The first bytes, from the link or outer header on, in hexadecimal.
+    pub header: String,
+    /// What to do about it.
+    pub hint: String,
+}

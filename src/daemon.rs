@@ -1,0 +1,1 @@
+//! Wiring and the one control loop.

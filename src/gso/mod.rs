@@ -1,0 +1,1 @@
+//! Cutting and joining packets: segmentation, coalescing, fragmentation, checksum completion.

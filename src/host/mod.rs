@@ -1,0 +1,1 @@
+//! What we do to the kernel, and what it tells us.

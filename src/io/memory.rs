@@ -1,0 +1,1 @@
+//! A queue in memory: the device of tests.

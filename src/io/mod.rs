@@ -1,0 +1,68 @@
+//! Where packets come from and go to. Knows packets and system calls, nothing of forwarding.
+//!
+//! A port's device is a [`Queue`] (several, once there are several workers). A queue receives into packets from
+//! the caller's pool and sends from a slice of packets; what it could not send it names, with a reason, and the
+//! caller counts.
+
+pub mod memory;
+pub mod pcap;
+pub mod tap;
+pub mod tunnel_raw;
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::BorrowedFd;
+
+use crate::drop_reason::DropReason;
+use crate::packet::{Packet, Pool};
+
+/// What a visit to a queue found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// There may be more: visit again without waiting.
+    More,
+    /// The queue is empty; it will become readable when there is something (edge).
+    Drained,
+}
+
+/// A packet that was not sent, by its index in the slice, and why.
+pub type Lost = (usize, DropReason);
+
+/// What the underlay's ICMP said about a packet that the tunnel sent (RFC 2003 §4).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TunnelError {
+    /// The node it was sent to.
+    pub peer: Ipv4Addr,
+    /// ICMPv4 type.
+    pub kind: u8,
+    /// ICMPv4 code.
+    pub code: u8,
+    /// Next-hop MTU of a Datagram Too Big, outer header included; 0 otherwise.
+    pub mtu: u32,
+    /// Who said so; none when it was this node's own kernel.
+    pub offender: Option<IpAddr>,
+    /// What was quoted, from the outer header on.
+    pub quote: Vec<u8>,
+}
+
+/// One queue of a port's device.
+pub trait Queue: Send {
+    /// Receives up to `limit` packets, or about `quantum` bytes, into `batch` (appended).
+    ///
+    /// # Errors
+    /// The device's, when it is gone for good; the caller then lets go of the queue.
+    fn recv(&mut self, pool: &mut Pool, batch: &mut Vec<Packet>, limit: usize, quantum: usize)
+    -> io::Result<Readiness>;
+
+    /// Sends every packet, segmenting those that the device can't take whole. What is lost is appended to `lost`.
+    /// Contents of `packets` are unspecified afterwards.
+    fn send(&mut self, packets: &mut [Packet], lost: &mut Vec<Lost>);
+
+    /// What to wait on for readability; more than one where a queue joins several sockets.
+    fn fds(&self) -> Vec<BorrowedFd<'_>>;
+
+    /// The next error that the underlay reported, if any is waiting.
+    fn take_error(&mut self) -> Option<TunnelError> {
+        None
+    }
+}

@@ -1,0 +1,1 @@
+//! A queue of a TAP or TUN.

@@ -1,0 +1,41 @@
+//! tapir: a pod network whose data plane is an ordinary user process.
+//!
+//! The modules in floor order; a module imports only from floors below its own, only [`worker`] joins
+//! [`forward`] with [`io`], and only [`daemon`] joins [`control`] with the outside world
+//! (`tests/floors.rs` checks it).
+//!
+//! | floor | modules | what |
+//! |---|---|---|
+//! | 0 | [`wire`], [`sys`] | bytes; system calls |
+//! | 1 | [`packet`], [`drop_reason`] | one packet in one buffer, batches of them; why a packet goes no further |
+//! | 2 | [`table`], [`gso`] | what the data plane reads, immutable; cutting and joining packets |
+//! | 3 | [`forward`], [`io`] | what happens to a packet (pure); where packets come from |
+//! | 4 | [`stats`], [`worker`], [`control`] | counters; the loop; what ought to be true (pure) |
+//! | 5 | [`config`], [`store`], [`host`], [`cni`], [`api`] | the outside: files, kernel, sockets |
+//! | 6 | [`daemon`], [`ctl`] | wiring and the one control loop; the command line |
+#![deny(unsafe_code)]
+
+pub use tapir_sys as sys;
+pub mod wire;
+
+pub mod drop_reason;
+pub mod packet;
+
+pub mod gso;
+pub mod table;
+
+pub mod forward;
+pub mod io;
+
+pub mod control;
+pub mod stats;
+pub mod worker;
+
+pub mod api;
+pub mod cni;
+pub mod config;
+pub mod host;
+pub mod store;
+
+pub mod ctl;
+pub mod daemon;

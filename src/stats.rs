@@ -1,0 +1,120 @@
+//! Counters, one set per worker and per port, written by one thread and summed by readers; and the last drops.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use crossbeam_queue::ArrayQueue;
+use crossbeam_utils::CachePadded;
+
+use crate::drop_reason::{DropReason, REASONS};
+use crate::table::PortId;
+
+/// How many drops are kept.
+pub const LAST_DROPS: usize = 1024;
+/// How much of a dropped packet is kept, from its link or outer header on.
+pub const DROP_HEADER: usize = 96;
+
+/// A counter with one writer. Relaxed: readers want a recent figure, not an order.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. One writer per counter, so a load and a store do; no locked instruction.
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// The count so far.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What one port has seen. `rx` is what the worker received from it, `tx` what it handed to it.
+#[derive(Debug)]
+pub struct PortCounters {
+    /// Packets received, super-frames counted once.
+    pub rx_packets: CachePadded<Counter>,
+    /// Bytes received, link header included.
+    pub rx_bytes: Counter,
+    /// Packets sent.
+    pub tx_packets: Counter,
+    /// Bytes sent.
+    pub tx_bytes: Counter,
+    /// Packets that came from this port and were answered to it (ARP, NDP, ping).
+    pub answered: Counter,
+    /// Packets dropped, by reason: those received from this port and, for the egress reasons, those meant for it.
+    pub drops: [Counter; REASONS],
+}
+
+impl Default for PortCounters {
+    fn default() -> Self {
+        Self {
+            rx_packets: CachePadded::default(),
+            rx_bytes: Counter::default(),
+            tx_packets: Counter::default(),
+            tx_bytes: Counter::default(),
+            answered: Counter::default(),
+            drops: std::array::from_fn(|_| Counter::default()),
+        }
+    }
+}
+
+impl PortCounters {
+    /// All drops together.
+    pub fn dropped(&self) -> u64 {
+        self.drops.iter().map(Counter::get).sum()
+    }
+}
+
+/// A packet that went no further, as it was when the reason was found.
+#[derive(Clone, Copy, Debug)]
+pub struct DropRecord {
+    /// When.
+    pub time: SystemTime,
+    /// Why.
+    pub reason: DropReason,
+    /// The port it came from, or for the egress reasons the one it was meant for.
+    pub port: PortId,
+    /// Bytes from the L3 header on.
+    pub length: u32,
+    /// How many bytes of `header` precede the L3 header.
+    pub network: u8,
+    /// How many bytes of `header` are filled.
+    pub captured: u8,
+    /// Its first bytes.
+    pub header: [u8; DROP_HEADER],
+}
+
+/// What one worker counts.
+#[derive(Debug)]
+pub struct WorkerStats {
+    /// Drops by reason, all ports, those of removed ports included.
+    pub drops: [Counter; REASONS],
+    /// Received, all ports.
+    pub received: Counter,
+    /// Sent, all ports.
+    pub sent: Counter,
+    /// Answered in place and sent back.
+    pub answered: Counter,
+    /// Packets that came to be here: ICMP errors, and fragments beyond the first.
+    pub originated: Counter,
+    /// ICMP errors that the rate limit swallowed.
+    pub suppressed: Counter,
+    /// The last drops; the oldest gives way.
+    pub last_drops: ArrayQueue<DropRecord>,
+}
+
+impl Default for WorkerStats {
+    fn default() -> Self {
+        Self {
+            drops: std::array::from_fn(|_| Counter::default()),
+            received: Counter::default(),
+            sent: Counter::default(),
+            answered: Counter::default(),
+            originated: Counter::default(),
+            suppressed: Counter::default(),
+            last_drops: ArrayQueue::new(LAST_DROPS),
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! What the data plane reads: a value, compiled whole and never edited.
+//!
+//! [`Tables`] is everything `forward` needs to carry a packet. The control plane compiles a new one for each
+//! change and [`publish`](Publisher::publish)es it; a worker loads one snapshot per batch.
+
+mod adjacency;
+mod fib;
+mod port;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+pub use adjacency::{Adjacency, Path, Rewrite};
+pub use fib::Fib;
+pub use port::{Mac, Port, PortId, PortKind};
+
+/// The MAC of every pod's every neighbour (Calico's choice, kept: see `docs/decisions/`).
+pub const GATEWAY_MAC: Mac = [0xee; 6];
+/// The next hop of every pod's default route.
+pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// The EUI-64 link-local of [`GATEWAY_MAC`].
+pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee);
+
+/// Another node, as the data plane sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Peer {
+    /// Its underlay address: outer destination there, outer source from there.
+    pub address: Ipv4Addr,
+}
+
+/// Everything `forward` reads, immutable after compilation.
+#[derive(Debug, Default)]
+pub struct Tables {
+    /// Longest-prefix match, total: what no route covers is dropped.
+    pub fib: Fib,
+    /// Indexed by [`PortId`]; a hole is a port that is gone.
+    pub ports: Vec<Option<Port>>,
+    /// Sorted by address.
+    pub peers: Vec<Peer>,
+    /// This node's underlay address: outer source of what it sends, outer destination of what it takes.
+    pub node: Option<Ipv4Addr>,
+    /// What ICMPv4 errors come from: the address of `tapir0`.
+    pub router_v4: Option<Ipv4Addr>,
+    /// What ICMPv6 errors come from.
+    pub router_v6: Option<Ipv6Addr>,
+}
+
+impl Tables {
+    /// The port with that number, unless it is gone.
+    pub fn port(&self, id: PortId) -> Option<&Port> {
+        self.ports.get(id.index())?.as_ref()
+    }
+
+    /// Where packets for `destination` go. Total: without a route it is a drop.
+    pub fn lookup(&self, destination: IpAddr) -> &Adjacency {
+        self.fib.lookup(destination)
+    }
+
+    /// Whether `address` is a node that we tunnel with.
+    pub fn is_peer(&self, address: Ipv4Addr) -> bool {
+        self.peers.binary_search_by_key(&address, |peer| peer.address).is_ok()
+    }
+}
+
+/// The place where the control plane puts the tables and the workers find them.
+#[derive(Clone, Debug, Default)]
+pub struct Publisher(Arc<ArcSwap<Tables>>);
+
+impl Publisher {
+    /// Replaces the tables; workers see the new ones from their next batch on.
+    pub fn publish(&self, tables: Tables) {
+        self.0.store(Arc::new(tables));
+    }
+
+    /// The tables as they stand. Cheap, but not free: once per batch.
+    pub fn snapshot(&self) -> arc_swap::Guard<Arc<Tables>> {
+        self.0.load()
+    }
+}

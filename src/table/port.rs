@@ -1,0 +1,58 @@
+//! Places where packets enter and leave.
+
+use std::fmt;
+use std::net::IpAddr;
+
+/// An Ethernet address.
+pub type Mac = [u8; 6];
+
+/// A port's number: an index into [`super::Tables::ports`], stable while the port lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortId(pub u32);
+
+impl PortId {
+    /// The tunnel to the other nodes.
+    pub const TUNNEL: Self = Self(0);
+    /// `tapir0`, the way to the node's own stack.
+    pub const HOST: Self = Self(1);
+    /// The first number for a pod.
+    pub const FIRST_POD: Self = Self(2);
+
+    /// As an index.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl fmt::Display for PortId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What is at the other end of a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PortKind {
+    /// A pod: Ethernet, with the one MAC and the addresses it may send from.
+    Pod {
+        /// The pod's MAC.
+        mac: Mac,
+        /// The addresses it was given.
+        addresses: Vec<IpAddr>,
+    },
+    /// The tunnel: packets arrive with their outer IPv4 header.
+    Tunnel,
+    /// The host's stack: bare IP packets.
+    Host,
+}
+
+/// A port as forwarding sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// For people: `namespace/pod`, or the interface.
+    pub name: String,
+    /// What is at the other end.
+    pub kind: PortKind,
+    /// The largest IP packet that the port's device takes.
+    pub mtu: u16,
+}

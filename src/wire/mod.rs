@@ -1,0 +1,6 @@
+//! Bytes: formats as they are on the wire, knowing no other module of ours.
+
+pub mod checksum;
+pub mod header;
+pub mod outer;
+pub mod virtio_net;

@@ -1,0 +1,1 @@
+//! The outer IPv4 header of a tunnelled packet (RFC 2003).
