@@ -112,18 +112,6 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_takes_only_what_it_has() {
-        let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("tapird.sock");
-        keep(&socket, &del("c1")).unwrap();
-        for n in 1..MAX_ENTRIES {
-            fs::File::create(del_queue(&socket).join(format!("x{n}"))).unwrap();
-        }
-        assert!(matches!(keep(&socket, &del("c2")), Err(QueueError::Full { .. })));
-        keep(&socket, &del("c1")).unwrap();
-    }
-
-    #[test]
     fn folders_far_above_the_socket_are_not_made() {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("a/b/tapird.sock");

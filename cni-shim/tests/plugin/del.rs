@@ -124,6 +124,10 @@ fn a_full_queue_asks_to_try_again_and_nothing_else_is_done() {
     fs::remove_file(&daemon.socket).unwrap();
     call.fail(11, &["4096"]);
     assert_eq!(pod.links(), ["eth0"]);
+    // What it holds already may be said again.
+    fs::rename(queue.join("0"), queue.join("c1:eth0")).unwrap();
+    call.succeed();
+    assert_eq!((fs::read_dir(queue).unwrap().count(), pod.links()), (4096, vec![]));
 }
 
 #[test]

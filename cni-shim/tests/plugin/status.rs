@@ -25,6 +25,8 @@ fn without_a_daemon_pods_are_cut_off() {
     Call::new("STATUS", Path::new(""), &socket).fail(51, &["doesn't listen", "cut off"]);
     let daemon = Daemon::start(|_| Reaction::HangUp);
     Call::new("STATUS", Path::new(""), &daemon.socket).fail(51, &["stopped answering"]);
+    let daemon = Daemon::start(|_| Reaction::Garbage);
+    Call::new("STATUS", Path::new(""), &daemon.socket).fail(50, &["doesn't understand", "version"]);
 }
 
 #[test]
