@@ -251,7 +251,8 @@ fn write_v6(error: &mut [u8], message: Message, from: Ipv6Addr, to: Ipv6Addr, qu
         icmp[4..8].copy_from_slice(&u32::from(mtu).to_be_bytes());
     }
     icmp[8..].copy_from_slice(quote);
-    let sum = checksum::transport(&ip[8..40], protocol::ICMPV6, icmp);
+    let pseudo = checksum::pseudo_header(from.into(), to.into(), protocol::ICMPV6, icmp.len());
+    let sum = checksum::finish(pseudo + checksum::sum(icmp));
     icmp[2..4].copy_from_slice(&sum.to_be_bytes());
     length
 }

@@ -47,6 +47,6 @@ fn count_hop(network: &mut [u8], ipv6: bool) {
     let old = u16::from_be_bytes([network[8], network[9]]);
     network[8] -= 1;
     let sum = u16::from_be_bytes([network[10], network[11]]);
-    let sum = checksum::update(sum, old, old - 0x100);
+    let sum = checksum::update_u16(sum, old, old - 0x100);
     network[10..12].copy_from_slice(&sum.to_be_bytes());
 }
