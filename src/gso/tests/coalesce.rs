@@ -175,6 +175,17 @@ fn flows_may_be_interleaved() {
 }
 
 #[test]
+fn short_runs_push_no_long_one_out() {
+    let mut row = vec![nth(&Template::default(), 0).packet()];
+    for n in 0..20 {
+        let short = Template { ports: (1, 1), seq: n * 1_000, ..Default::default() };
+        row.extend([nth(&short, 0).packet(), Template { flags: 0x18, ..nth(&short, 1) }.packet()]);
+    }
+    row.push(nth(&Template::default(), 1).packet());
+    assert_eq!(join(row).len(), 21);
+}
+
+#[test]
 fn never_longer_than_a_length_field_says() {
     // Five of them and 40 bytes of headers are 65,535.
     let mss = 13_099;

@@ -146,6 +146,15 @@ fn completing_leaves_alone_what_it_must() {
     assert!(!outside.offload.valid);
 }
 
+#[test]
+fn padding_is_not_summed() {
+    let mut packet = tcp(101).partial_packet();
+    packet.append(&[0xaa; 5]);
+    complete_checksum(&mut packet);
+    assert_eq!(packet.network()[..141], tcp(101).bytes());
+    assert_eq!(packet.network()[141..], [0xaa; 5]);
+}
+
 proptest! {
     /// The longest segment is as long as `wire_length` says, and there are not more than promised.
     #[test]
