@@ -49,8 +49,7 @@ pub fn open_queue(name: &str, layer: Layer) -> io::Result<(OwnedFd, Offloads)> {
     };
     let mut request = interface_request(name)?;
     let flags = kind | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
-    request.ifr_ifru.ifru_flags =
-        c_short::try_from(flags & 0xffff).or_else(|_| Ok::<_, io::Error>(flags as c_short))?;
+    request.ifr_ifru.ifru_flags = flags as c_short;
     // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, which `request` is and outlives the call.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
     let size = VNET_HEADER as libc::c_int;
