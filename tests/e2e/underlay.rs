@@ -1,4 +1,4 @@
-//! A stranger on the underlay sends tunnel packets.
+//! The network between nodes: strangers on it, and routers that say no.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -62,4 +62,56 @@ fn a_stranger_on_the_underlay_reaches_nobody() {
     for (place, watch) in &watches {
         assert_eq!(watch.seen(), 0, "something came to {place}");
     }
+}
+
+/// A lab whose n1 reaches n2 through a router `r1`, which takes the way back as well.
+fn routed_underlay() -> Lab {
+    let lab = Lab::up(&["--pods", "1", "--ipv6"]);
+    lab.run(&["plug", "r1", "172.31.0.254"]);
+    let keys = ["ip_forward=1", "conf.all.send_redirects=0", "conf.eth0.send_redirects=0"];
+    for key in keys {
+        lab.check("r1", &format!("sysctl -qw net.ipv4.{key}"));
+    }
+    for (node, other) in [("n1", NODE_2), ("n2", NODE_1)] {
+        lab.check(node, "sysctl -qw net.ipv4.conf.all.accept_redirects=0 net.ipv4.conf.eth0.accept_redirects=0");
+        lab.check(node, &format!("ip route add {other} via 172.31.0.254"));
+    }
+    lab
+}
+
+#[test]
+fn a_narrow_link_on_the_underlay_becomes_the_pods_path_mtu() {
+    if !lab::possible() {
+        return;
+    }
+    let lab = routed_underlay();
+    for node in [NODE_1, NODE_2] {
+        lab.check("r1", &format!("ip route add {node} dev eth0 mtu lock 1400"));
+    }
+    for (address, header, answer) in [
+        (lab.v4("n2-p1"), 28, "Frag needed and DF set (mtu = 1380)"),
+        (lab.v6("n2-p1"), 48, "Packet too big: mtu=1380"),
+    ] {
+        // The first loses its packet to the router, whose answer tapir relays or remembers.
+        let text =
+            lab::text(&lab.output("n1-p1", &format!("ping -n -c 3 -i 0.3 -W 1 -M do -s {} {address}", 1480 - header)));
+        assert!(text.contains(answer), "no {answer:?} in:\n{text}");
+        lab.check("n1-p1", &format!("ping -n -c 2 -i 0.1 -W 2 -M do -s {} {address}", 1380 - header));
+        // What may be fragmented is, to the size that passes.
+        lab.check("n1-p1", &format!("ping -n -c 2 -i 0.1 -W 2 -M dont -s 4000 {address}"));
+    }
+    assert_eq!(lab.ctl("n1", &["peers"])[0]["mtu"], 1380, "{}", lab.ctl("n1", &["peers"]));
+}
+
+#[test]
+fn a_node_that_the_underlay_cannot_reach_is_unreachable_for_pods() {
+    if !lab::possible() {
+        return;
+    }
+    let lab = routed_underlay();
+    let address = lab.v4("n2-p1");
+    lab.check("n1-p1", &format!("ping -n -c 1 -W 2 {address}"));
+    lab.check("r1", &format!("ip route add unreachable {NODE_2}"));
+    let text = lab::text(&lab.output("n1-p1", &format!("ping -n -c 3 -i 0.3 -W 1 {address}")));
+    assert!(text.contains("nreachable"), "{text}");
 }
