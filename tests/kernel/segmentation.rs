@@ -3,7 +3,7 @@
 //! A super-frame with its virtio header is written to a TAP, crosses a bridge, and leaves through a TAP without any
 //! offload, in front of which the kernel has to segment it and complete its checksums in software
 //! (`tcp_gso_segment`, `__udp_gso_segment`).
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::fs::File;
 use std::io::Write;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::gso::{coalesce, segments, validate};
+use crate::gso::{MAX_HEADERS, MAX_SEGMENTS, coalesce, segments, validate};
 use crate::packet::Pool;
 use crate::wire::header::Header;
 
@@ -111,7 +111,8 @@ fn identifications_count_or_stand_still_under_df() {
 
 #[test]
 fn damage_is_not_covered_up() {
-    let rows: [(&str, usize); 4] = [("TCP", 20 + 36), ("payload", 20 + 45), ("IPv4", 20 + 8), ("outer", 1)];
+    let rows: [(&str, usize); 4] =
+        [("TCP", 20 + 36), ("payload", 20 + 45), ("IPv4", 20 + 8), ("outer identification", 4)];
     for odd in 0..3 {
         for (what, at) in rows {
             let mut row: Vec<Packet> =
@@ -150,6 +151,7 @@ fn super_frames_partial_checksums_and_padding_are_left_alone() {
         let padded = |t: &Template| {
             let mut packet = t.packet();
             packet.append(&[0; 6]);
+            packet.offload.valid = true;
             packet
         };
         assert_eq!(join(row(padded)).len(), expected);
@@ -173,16 +175,61 @@ fn flows_may_be_interleaved() {
 }
 
 #[test]
+fn short_runs_push_no_long_one_out() {
+    let mut row = vec![nth(&Template::default(), 0).packet()];
+    for n in 0..20 {
+        let short = Template { ports: (1, 1), seq: n * 1_000, ..Default::default() };
+        row.extend([nth(&short, 0).packet(), Template { flags: 0x18, ..nth(&short, 1) }.packet()]);
+    }
+    row.push(nth(&Template::default(), 1).packet());
+    assert_eq!(join(row).len(), 21);
+}
+
+#[test]
 fn never_longer_than_a_length_field_says() {
-    for link in [Vec::new(), vec![0xee; 14], outer()] {
-        let template = Template { link, payload: payload(200_000 / 1_460 * 1_460), ..Default::default() };
-        let row = template.payload.chunks(1_460).enumerate().map(|(n, chunk)| {
-            let (id, seq) = (n as u16, (n * 1_460) as u32);
-            Template { id, seq, payload: chunk.to_vec(), ..template.clone() }.packet()
+    // Five of them and 40 bytes of headers are 65,535.
+    let mss = 13_099;
+    for (link, fit) in [(Vec::new(), 5), (vec![0xee; 14], 4), (outer(), 4)] {
+        let row = (0..9).map(|n| {
+            let (id, seq) = (n as u16, (n * mss) as u32);
+            Template { id, seq, payload: payload(mss), link: link.clone(), ..Default::default() }.packet()
         });
         let joined = join(row.collect());
-        assert_eq!(joined.len(), 136usize.div_ceil(44));
-        assert!(joined.iter().all(|p| p.len() <= 65_535));
+        assert_eq!(joined.len(), 9usize.div_ceil(fit));
+        assert_eq!(joined[0].network().len(), 40 + fit * mss);
+    }
+}
+
+#[test]
+fn what_is_made_can_be_cut_again() {
+    // No more segments than `validate` lets pass, and no longer headers.
+    let row = (0..MAX_SEGMENTS + 2)
+        .map(|n| Template { id: n as u16, seq: n as u32, payload: vec![7], ..Default::default() }.packet());
+    let joined = join(row.collect());
+    assert_eq!(joined.len(), 2);
+    assert_eq!(segments(&joined[0]).len(), MAX_SEGMENTS);
+
+    let row = |extension: usize| {
+        let ip_options = [vec![0, (extension / 8 - 1) as u8], vec![0; extension - 2]].concat();
+        let template = Template { v6: true, ip_options, ..Default::default() };
+        join((0..2).map(|n| nth(&template, n).packet()).collect()).len()
+    };
+    let room = (MAX_HEADERS - 60) / 8 * 8;
+    assert_eq!((row(room), row(room + 8)), (1, 2));
+}
+
+#[test]
+fn an_outer_length_that_lies_is_left_alone() {
+    for change in [[0, 1], [1, 0]] {
+        let mut row: Vec<Packet> =
+            (0..2).map(|n| nth(&Template { link: outer(), ..Default::default() }, n).packet()).collect();
+        for (packet, change) in row.iter_mut().zip(change) {
+            packet.bytes_mut()[3] += change;
+            packet.bytes_mut()[10..12].fill(0);
+            let sum = util::checksum(packet.link(), usize::MAX);
+            packet.bytes_mut()[10..12].copy_from_slice(&sum.to_be_bytes());
+        }
+        assert_eq!(join(row).len(), 2);
     }
 }
 

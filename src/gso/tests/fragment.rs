@@ -54,9 +54,11 @@ fn offsets_flags_and_lengths() {
 
 #[test]
 fn what_fits_is_copied_whole() {
-    let packet = Template { link: outer(), payload: payload(1_000), ..Default::default() }.packet();
+    let mut packet = Template { link: outer(), payload: payload(1_000), ..Default::default() }.packet();
+    packet.offload.valid = true;
     let fragments = fragments(&packet, 1_040);
     assert_eq!(fragments.len(), 1);
+    assert!(fragments[0].offload.valid);
     assert_eq!(fragments[0].bytes(), packet.bytes());
     assert_eq!(fragments[0].link(), packet.link());
 }

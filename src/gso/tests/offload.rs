@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::drop_reason::DropReason;
-use crate::gso::{MAX_SEGMENTS, complete_checksum, segments, validate, wire_length};
+use crate::gso::{MAX_HEADERS, MAX_SEGMENTS, complete_checksum, segments, validate, wire_length};
 use crate::wire::header::Header;
 
 fn check(packet: &Packet) -> Result<(), DropReason> {
@@ -61,27 +61,28 @@ fn forged_super_frames_are_refused() {
     assert_eq!(check(&tcp(MAX_SEGMENTS * 3 + 1).super_frame(3)), bad);
 }
 
+fn forged_in(template: &Template, start: u16, offset: u16) -> Result<(), DropReason> {
+    let mut packet = template.packet();
+    packet.offload.partial = Some(PartialChecksum { start, offset });
+    check(&packet)
+}
+
 #[test]
 fn forged_partial_checksums_are_refused() {
-    let forged = |template: &Template, start, offset| {
-        let mut packet = template.packet();
-        packet.offload.partial = Some(PartialChecksum { start, offset });
-        check(&packet)
-    };
     let bad = Err(DropReason::BadOffload);
     let tcp4 = tcp(100);
     let udp = Template { udp: true, ..tcp4.clone() };
-    assert_eq!(forged(&tcp4, 20, 16), Ok(()));
+    assert_eq!(forged_in(&tcp4, 20, 16), Ok(()));
     for (start, offset) in
         [(20, 6), (0, 10), (0, 12), (12, 0), (10, 26), (19, 17), (21, 15), (40, 16), (u16::MAX, u16::MAX)]
     {
-        assert_eq!(forged(&tcp4, start, offset), bad, "TCP {start} {offset}");
+        assert_eq!(forged_in(&tcp4, start, offset), bad, "TCP {start} {offset}");
     }
-    assert_eq!(forged(&udp, 20, 6), Ok(()));
-    assert_eq!(forged(&udp, 28, 6), Ok(()), "a tunnel of the pod's own");
-    assert_eq!(forged(&udp, 78, 16), Ok(()), "VXLAN with TCP");
+    assert_eq!(forged_in(&udp, 20, 6), Ok(()));
+    assert_eq!(forged_in(&udp, 28, 6), Ok(()), "a tunnel of the pod's own");
+    assert_eq!(forged_in(&udp, 78, 16), Ok(()), "VXLAN with TCP");
     for (start, offset) in [(20, 0), (20, 2), (20, 16), (0, 16), (27, 6), (128, 0), (127, 0), (28, 8_000)] {
-        assert_eq!(forged(&udp, start, offset), bad, "UDP {start} {offset}");
+        assert_eq!(forged_in(&udp, start, offset), bad, "UDP {start} {offset}");
     }
     // Another protocol: GRE, say.
     let forged = |start, offset| {
@@ -95,6 +96,11 @@ fn forged_partial_checksums_are_refused() {
     for (start, offset) in [(0, 2), (20, 0), (20, 1), (18, 4), (20, 119), (140, 0), (139, 0)] {
         assert_eq!(forged(start, offset), bad, "GRE {start} {offset}");
     }
+    // A checksum further in than a segment's header reaches.
+    let long = Template { payload: payload(1_000), ..udp };
+    let last = MAX_HEADERS as u16 - 2 - 16;
+    assert_eq!(forged_in(&long, last, 16), Ok(()));
+    assert_eq!(forged_in(&long, last + 1, 16), bad);
     let mut claims = tcp4.packet();
     claims.offload.ecn = true;
     assert_eq!(check(&claims), bad, "ECN without GSO");
@@ -138,6 +144,15 @@ fn completing_leaves_alone_what_it_must() {
     complete_checksum(&mut outside);
     assert_eq!(outside.bytes(), before);
     assert!(!outside.offload.valid);
+}
+
+#[test]
+fn padding_is_not_summed() {
+    let mut packet = tcp(101).partial_packet();
+    packet.append(&[0xaa; 5]);
+    complete_checksum(&mut packet);
+    assert_eq!(packet.network()[..141], tcp(101).bytes());
+    assert_eq!(packet.network()[141..], [0xaa; 5]);
 }
 
 proptest! {
