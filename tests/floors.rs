@@ -372,7 +372,8 @@ fn root() -> PathBuf {
     env!("CARGO_MANIFEST_DIR").into()
 }
 
-/// Every source file of the crates and the fuzz targets, by path from the root.
+/// Every source file of the crates, the benchmarks and the fuzz targets, by path from the root; but not the modules that
+/// hold tests alone.
 fn sources() -> Vec<(String, String)> {
     let mut found = Vec::new();
     for folder in ["src", "cni-shim/src", "benches", "fuzz"] {
@@ -386,9 +387,10 @@ fn sources() -> Vec<(String, String)> {
 fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for path in entries.map(|entry| entry.expect("readable").path()) {
-        if path.is_dir() && !path.ends_with("target") {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if path.is_dir() && !matches!(&*name, "target" | "tests") {
             collect(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests.rs") {
+        } else if name.ends_with(".rs") && name != "tests.rs" {
             found.push(path);
         }
     }
