@@ -155,6 +155,24 @@ fn tells_the_daemon_what_the_runtime_wants() {
 }
 
 #[test]
+fn the_longest_names_fit() {
+    if !privileged() {
+        return;
+    }
+    let (pod, mut daemon) = (Namespace::new(), Daemon::good());
+    let container = "c".repeat(tapir_cni::env::MAX_CONTAINER_ID);
+    let add = Call::new("ADD", &pod.path(), &daemon.socket)
+        .variable("CNI_CONTAINERID", &container)
+        .variable("CNI_IFNAME", "fifteen-letters");
+    add.result();
+    assert_eq!(pod.json("link show fifteen-letters")[0]["ifalias"], format!("tapir:{container}"));
+    daemon.stop();
+    std::fs::remove_file(&daemon.socket).unwrap();
+    add.verb("DEL").succeed();
+    assert_eq!(pod.links(), [""; 0]);
+}
+
+#[test]
 fn keeps_what_plugins_before_it_made() {
     if !privileged() {
         return;
