@@ -132,10 +132,10 @@ impl Netlink {
         self.set_link(link, Some(LinkAttribute::Mtu(mtu)), false, || format!("set MTU {mtu} on {}", link.name))
     }
 
-    /// Sets a link's alias, at most 255 bytes.
+    /// Sets a link's alias, at most 254 bytes.
     ///
     /// # Errors
-    /// [`NetlinkError`]; `EINVAL` when it is too long.
+    /// [`NetlinkError`]; `ERANGE` when it is too long.
     pub fn set_alias(&mut self, link: &Link, alias: &str) -> Result<(), NetlinkError> {
         let change = LinkAttribute::IfAlias(alias.into());
         self.set_link(link, Some(change), false, || format!("set alias {alias:?} on {}", link.name))

@@ -45,18 +45,18 @@ fn only_a_persistent_device_outlives_its_queues() {
     let first = create(&namespace, "tap0").unwrap();
     let (second, _) = inside(&namespace, || tap::open_queue("tap0", Layer::Ethernet)).unwrap();
     drop(first);
-    assert_eq!(namespace.links(), ["tap0"]);
+    namespace.settles(&["tap0"]);
     drop(second);
-    assert_eq!(namespace.links(), [""; 0]);
+    namespace.settles(&[]);
 
     let queue = create(&namespace, "tap0").unwrap();
     tap::set_persistent(&queue, true).unwrap();
     drop(queue);
-    assert_eq!(namespace.links(), ["tap0"]);
+    namespace.settles(&["tap0"]);
     let (queue, _) = inside(&namespace, || tap::open_queue("tap0", Layer::Ethernet)).unwrap();
     tap::set_persistent(&queue, false).unwrap();
     drop(queue);
-    assert_eq!(namespace.links(), [""; 0]);
+    namespace.settles(&[]);
 }
 
 /// Deleting the link takes the device from whoever still has a queue of it.
