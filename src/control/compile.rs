@@ -1,0 +1,61 @@
+//! From what ought to be true to what forwarding reads.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+
+use super::rib::{self, NextHop};
+use super::{Desired, Endpoint, MIN_MTU_V6};
+use crate::drop_reason::DropReason;
+use crate::table::{self, Adjacency, Fib, Path, Port, PortId, PortKind, Rewrite, Tables};
+
+/// Compiles everything from scratch.
+pub fn compile(desired: &Desired) -> Tables {
+    let pods: BTreeMap<PortId, &Endpoint> = desired.endpoints().map(|endpoint| (endpoint.port, endpoint)).collect();
+    let best = rib::routes(desired).into_iter().filter(|route| route.best);
+    let mut peers: Vec<_> = desired.topology().peers.iter().map(|peer| table::Peer { address: peer.address }).collect();
+    peers.sort_unstable();
+    Tables {
+        fib: Fib::build(best.map(|route| (route.prefix, adjacency(desired, &pods, route.prefix, &route.next_hop)))),
+        ports: ports(desired, &pods),
+        peers,
+        node: Some(desired.underlay().address),
+        router_v4: desired.own_v4(),
+        router_v6: desired.own_v6(),
+    }
+}
+
+fn adjacency(desired: &Desired, pods: &BTreeMap<PortId, &Endpoint>, prefix: IpNet, next_hop: &NextHop) -> Adjacency {
+    let ipv6 = matches!(prefix, IpNet::V6(_));
+    match *next_hop {
+        NextHop::Gateway => Adjacency::Gateway,
+        NextHop::Unreachable => Adjacency::Drop(DropReason::NoRoute),
+        NextHop::Host => {
+            Adjacency::Forward(Path { port: PortId::HOST, rewrite: Rewrite::None, mtu: desired.pod_mtu() })
+        }
+        NextHop::Pod(port) => pods.get(&port).map_or(Adjacency::Drop(DropReason::NoRoute), |endpoint| {
+            Adjacency::Forward(Path { port, rewrite: Rewrite::ethernet(endpoint.mac, ipv6), mtu: endpoint.mtu })
+        }),
+        NextHop::Node(peer) => {
+            let mtu = desired.peer_mtu(peer);
+            Adjacency::Forward(Path {
+                port: PortId::TUNNEL,
+                rewrite: Rewrite::outer(desired.underlay().address, peer, ipv6),
+                mtu: if ipv6 { mtu.max(MIN_MTU_V6) } else { mtu },
+            })
+        }
+    }
+}
+
+fn ports(desired: &Desired, pods: &BTreeMap<PortId, &Endpoint>) -> Vec<Option<Port>> {
+    let length = pods.last_key_value().map_or(PortId::FIRST_POD.index(), |(port, _)| port.index() + 1);
+    let mut ports = vec![None; length];
+    ports[PortId::TUNNEL.index()] =
+        Some(Port { name: "tunnel".into(), kind: PortKind::Tunnel, mtu: desired.tunnel_mtu() });
+    ports[PortId::HOST.index()] = Some(Port { name: "host".into(), kind: PortKind::Host, mtu: desired.pod_mtu() });
+    for (port, endpoint) in pods {
+        let kind = PortKind::Pod { mac: endpoint.mac, addresses: endpoint.addresses.clone() };
+        ports[port.index()] = Some(Port { name: endpoint.name(), kind, mtu: endpoint.mtu });
+    }
+    ports
+}

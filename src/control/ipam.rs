@@ -1,0 +1,476 @@
+//! Which pod has which address.
+//!
+//! A node hands out the addresses of its own ranges. Of each family's first range the first usable address is the
+//! node's own (`tapir0`). The rest are handed out like Calico's: those that nobody has had yet first, in order,
+//! then those that were given back, the oldest first, and none within [`COOLDOWN`] of being given back, so that
+//! nobody who still remembers the old pod reaches the new one.
+//!
+//! An address is *assigned*, or *freed* at a known time, or *fresh*. What was freed long ago is forgotten when
+//! more than [`REMEMBERED`] are known, and thereby fresh: it would come first anyway, and a /64 must not fill
+//! memory. Nothing is enumerated, so ranges of any size cost the same.
+//!
+//! Several addresses for one pod are chosen first and assigned together: a refusal changes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+/// How long a freed address is kept from the next pod.
+pub const COOLDOWN: Duration = Duration::from_secs(30);
+/// How many freed addresses are remembered beyond those that cool.
+pub const REMEMBERED: usize = 1024;
+
+/// CNI's "try again later" (SPEC, "Error").
+const TRY_AGAIN: u32 = 11;
+/// CNI's "invalid network config".
+const INVALID_CONFIG: u32 = 7;
+/// Our own: every address is taken, and none will come back by waiting.
+const NO_FREE_ADDRESS: u32 = 100;
+/// Our own: the wanted address is somebody else's.
+const ADDRESS_IN_USE: u32 = 101;
+
+/// Why no address was assigned. Nothing has changed then.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IpamError {
+    /// The node has no range at all.
+    #[error("this node has no addresses to give")]
+    NoRanges,
+    /// Every address is assigned.
+    #[error("no free {family} address in {ranges}: all are in use")]
+    Exhausted {
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
+        /// The ranges that were looked at.
+        ranges: String,
+    },
+    /// Every address is assigned or cools.
+    #[error("no free {family} address in {ranges}: the next one cools for {wait} s more")]
+    Cooling {
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
+        /// The ranges that were looked at.
+        ranges: String,
+        /// Seconds until one is free.
+        wait: u64,
+    },
+    /// The wanted ranges and the node's have no address in common.
+    #[error("none of the wanted address ranges overlaps this node's ranges ({ranges})")]
+    Disjoint {
+        /// The node's ranges.
+        ranges: String,
+    },
+    /// A wanted range whose last address comes before its first, or is of another family.
+    #[error("{first} to {last} is no address range")]
+    BadRange {
+        /// As it was asked for.
+        first: IpAddr,
+        /// As it was asked for.
+        last: IpAddr,
+    },
+    /// A wanted address that is not this node's to give.
+    #[error("{address} is outside this node's ranges ({ranges})")]
+    Outside {
+        /// The wanted address.
+        address: IpAddr,
+        /// The node's ranges.
+        ranges: String,
+    },
+    /// A wanted address that no pod can have: network, broadcast, loopback, multicast.
+    #[error("{address} can't be a pod's address")]
+    Unusable {
+        /// The wanted address.
+        address: IpAddr,
+    },
+    /// The wanted address is the node's own.
+    #[error("{address} is this node's own address")]
+    Own {
+        /// The wanted address.
+        address: IpAddr,
+    },
+    /// A pod has it.
+    #[error("{address} is in use")]
+    InUse {
+        /// The wanted address.
+        address: IpAddr,
+    },
+    /// A pod had it until a moment ago.
+    #[error("{address} was given back too recently; it is free in {wait} s")]
+    Recent {
+        /// The wanted address.
+        address: IpAddr,
+        /// Seconds until it is free.
+        wait: u64,
+    },
+}
+
+impl IpamError {
+    /// The CNI error code: 7 for what only another config changes, 11 for what passes by itself; tapir's own 100
+    /// when every address is taken and 101 when the wanted one is.
+    pub fn code(&self) -> u32 {
+        match self {
+            Self::NoRanges
+            | Self::Disjoint { .. }
+            | Self::BadRange { .. }
+            | Self::Outside { .. }
+            | Self::Unusable { .. } => INVALID_CONFIG,
+            Self::Cooling { .. } | Self::Recent { .. } => TRY_AGAIN,
+            Self::Exhausted { .. } => NO_FREE_ADDRESS,
+            Self::Own { .. } | Self::InUse { .. } => ADDRESS_IN_USE,
+        }
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::NoRanges => "set network.node_cidrs in tapird.toml",
+            Self::Exhausted { .. } => "add a range to network.node_cidrs, or run fewer pods on this node",
+            Self::Cooling { .. } | Self::Recent { .. } => "try again then, or add a range to network.node_cidrs",
+            Self::Disjoint { .. } => "compare runtimeConfig.ipRanges with network.node_cidrs",
+            Self::BadRange { .. } => "correct runtimeConfig.ipRanges",
+            Self::Outside { .. } => "ask for an address in network.node_cidrs, or on the node that owns it",
+            Self::Unusable { .. } | Self::Own { .. } | Self::InUse { .. } => "ask for another address",
+        }
+    }
+}
+
+/// A freed address, and when it was freed (since boot).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Freed {
+    /// The address.
+    pub address: IpAddr,
+    /// When.
+    pub at: Duration,
+}
+
+/// This node's addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ipam {
+    ranges: Vec<Range>,
+    own: Vec<IpAddr>,
+    assigned: BTreeSet<IpAddr>,
+    freed: BTreeMap<IpAddr, Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Range {
+    net: IpNet,
+    span: Span,
+    /// No address of the range below it is fresh.
+    fresh: u128,
+}
+
+/// First and last address, as numbers, of one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Span {
+    ipv6: bool,
+    first: u128,
+    last: u128,
+}
+
+impl Ipam {
+    /// A node with these ranges, none of whose addresses is assigned. Ranges must not overlap.
+    pub fn new(ranges: &[IpNet]) -> Self {
+        let spans = ranges.iter().map(|&net| (net, usable(net)));
+        Self {
+            ranges: spans.map(|(net, span)| Range { net, span, fresh: span.first }).collect(),
+            own: own_addresses(ranges),
+            assigned: BTreeSet::new(),
+            freed: BTreeMap::new(),
+        }
+    }
+
+    /// The same assignments with other ranges, or the first assigned address among `bound` that the ranges don't
+    /// hold, or that would become the node's own.
+    ///
+    /// # Errors
+    /// That address.
+    pub fn with_ranges(&self, ranges: &[IpNet], bound: impl IntoIterator<Item = IpAddr>) -> Result<Self, IpAddr> {
+        let mut next = Self::new(ranges);
+        if let Some(orphan) = bound.into_iter().find(|&address| next.range_of(address).is_none()) {
+            return Err(orphan);
+        }
+        if let Some(&taken) = next.own.iter().find(|own| self.assigned.contains(own)) {
+            return Err(taken);
+        }
+        next.assigned.clone_from(&self.assigned);
+        next.freed.clone_from(&self.freed);
+        Ok(next)
+    }
+
+    /// Takes over an assignment that was made earlier. False when the address was assigned already.
+    pub fn restore(&mut self, address: IpAddr) -> bool {
+        self.freed.remove(&address);
+        self.assigned.insert(address)
+    }
+
+    /// Takes over what was freed earlier.
+    pub fn restore_freed(&mut self, freed: Freed) {
+        if !self.assigned.contains(&freed.address) {
+            self.freed.insert(freed.address, freed.at);
+        }
+    }
+
+    /// Assigns one address of each family that the node has ranges of; with `within`, one of each family in it, from
+    /// what it has in common with the node's ranges.
+    ///
+    /// # Errors
+    /// [`IpamError`].
+    pub fn assign(&mut self, within: &[(IpAddr, IpAddr)], now: Duration) -> Result<Vec<IpAddr>, IpamError> {
+        if self.ranges.is_empty() {
+            return Err(IpamError::NoRanges);
+        }
+        let wanted = within.iter().map(|&(first, last)| span(first, last)).collect::<Result<Vec<_>, _>>()?;
+        let mut chosen = Vec::new();
+        for ipv6 in [false, true] {
+            let spans = self.candidates(ipv6, &wanted);
+            if !spans.is_empty() {
+                chosen.push(self.choose(ipv6, &spans, now)?);
+            }
+        }
+        if chosen.is_empty() {
+            return Err(IpamError::Disjoint { ranges: self.describe(None) });
+        }
+        for &address in &chosen {
+            self.take(address);
+        }
+        Ok(chosen)
+    }
+
+    /// Assigns exactly these addresses. With `foreign` they may lie outside the node's ranges: another IPAM plugin
+    /// has chosen them.
+    ///
+    /// # Errors
+    /// [`IpamError`].
+    pub fn assign_exactly(&mut self, wanted: &[IpAddr], foreign: bool, now: Duration) -> Result<(), IpamError> {
+        for (index, &address) in wanted.iter().enumerate() {
+            self.check(address, foreign, now)?;
+            if wanted[..index].contains(&address) {
+                return Err(IpamError::InUse { address });
+            }
+        }
+        for &address in wanted {
+            self.take(address);
+        }
+        Ok(())
+    }
+
+    /// Gives an address back. False when nobody had it.
+    pub fn release(&mut self, address: IpAddr, now: Duration) -> bool {
+        if !self.assigned.remove(&address) {
+            return false;
+        }
+        if self.range_of(address).is_some() {
+            self.freed.insert(address, now);
+            self.forget(now);
+        }
+        true
+    }
+
+    /// Ends an address' cooling. False when it was not cooling.
+    pub fn stop_cooling(&mut self, address: IpAddr, now: Duration) -> bool {
+        match self.freed.get_mut(&address) {
+            Some(at) if !cooled(*at, now) => {
+                *at = now.saturating_sub(COOLDOWN);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The node's own addresses, at most one per family.
+    pub fn own(&self) -> &[IpAddr] {
+        &self.own
+    }
+
+    /// Whether the node has ranges at all.
+    pub fn has_ranges(&self) -> bool {
+        !self.ranges.is_empty()
+    }
+
+    /// Whether an address could be assigned, of each family that the node has ranges of.
+    ///
+    /// # Errors
+    /// What [`Ipam::assign`] would say.
+    pub fn available(&self, now: Duration) -> Result<(), IpamError> {
+        self.clone().assign(&[], now).map(drop)
+    }
+
+    /// Every assigned address.
+    pub fn assigned(&self) -> impl Iterator<Item = IpAddr> {
+        self.assigned.iter().copied()
+    }
+
+    /// What was freed and is remembered.
+    pub fn freed(&self) -> impl Iterator<Item = Freed> {
+        self.freed.iter().map(|(&address, &at)| Freed { address, at })
+    }
+
+    /// The addresses that cool.
+    pub fn cooling(&self, now: Duration) -> impl Iterator<Item = IpAddr> {
+        self.freed.iter().filter(move |&(_, &at)| !cooled(at, now)).map(|(&address, _)| address)
+    }
+
+    fn candidates(&self, ipv6: bool, wanted: &[Span]) -> Vec<Span> {
+        let mine = self.ranges.iter().map(|range| range.span).filter(|span| span.ipv6 == ipv6);
+        if wanted.is_empty() {
+            return mine.collect();
+        }
+        mine.flat_map(|span| wanted.iter().filter_map(move |other| span.intersection(other))).collect()
+    }
+
+    fn choose(&self, ipv6: bool, spans: &[Span], now: Duration) -> Result<IpAddr, IpamError> {
+        if let Some(address) = spans.iter().find_map(|span| self.first_fresh(span)) {
+            return Ok(address);
+        }
+        let inside = |address: IpAddr| spans.iter().any(|span| span.contains(address));
+        let oldest = self.freed.iter().filter(|&(&address, _)| inside(address)).min_by_key(|&(_, &at)| at);
+        let family = if ipv6 { "IPv6" } else { "IPv4" };
+        let ranges = self.describe(Some(ipv6));
+        match oldest {
+            None => Err(IpamError::Exhausted { family, ranges }),
+            Some((&address, &at)) if cooled(at, now) => Ok(address),
+            Some((_, &at)) => Err(IpamError::Cooling { family, ranges, wait: remaining(at, now) }),
+        }
+    }
+
+    fn first_fresh(&self, span: &Span) -> Option<IpAddr> {
+        let range = self.ranges.iter().find(|range| range.span.intersection(span).is_some())?;
+        let mut number = span.first.max(range.fresh);
+        while number <= span.last {
+            let address = address(span.ipv6, number);
+            if self.is_fresh(address) {
+                return Some(address);
+            }
+            number = number.checked_add(1)?;
+        }
+        None
+    }
+
+    fn is_fresh(&self, address: IpAddr) -> bool {
+        !self.assigned.contains(&address) && !self.freed.contains_key(&address) && !self.own.contains(&address)
+    }
+
+    fn check(&self, address: IpAddr, foreign: bool, now: Duration) -> Result<(), IpamError> {
+        let unicast = !(address.is_unspecified() || address.is_loopback() || address.is_multicast());
+        match self.range_of(address) {
+            _ if !unicast => return Err(IpamError::Unusable { address }),
+            None if !foreign => return Err(IpamError::Outside { address, ranges: self.describe(None) }),
+            Some(range) if !range.span.contains(address) => return Err(IpamError::Unusable { address }),
+            _ => {}
+        }
+        if self.own.contains(&address) {
+            return Err(IpamError::Own { address });
+        }
+        if self.assigned.contains(&address) {
+            return Err(IpamError::InUse { address });
+        }
+        match self.freed.get(&address) {
+            Some(&at) if !cooled(at, now) => Err(IpamError::Recent { address, wait: remaining(at, now) }),
+            _ => Ok(()),
+        }
+    }
+
+    fn take(&mut self, address: IpAddr) {
+        self.freed.remove(&address);
+        self.assigned.insert(address);
+        let Some(index) = self.ranges.iter().position(|range| range.span.contains(address)) else { return };
+        let Range { span, mut fresh, .. } = self.ranges[index];
+        while fresh <= span.last && !self.is_fresh(self::address(span.ipv6, fresh)) {
+            fresh += 1;
+        }
+        self.ranges[index].fresh = fresh;
+    }
+
+    /// Forgets the oldest of what has cooled, down to [`REMEMBERED`].
+    fn forget(&mut self, now: Duration) {
+        while self.freed.len() > REMEMBERED {
+            let oldest = self.freed.iter().min_by_key(|&(_, &at)| at).map(|(&address, &at)| (address, at));
+            let Some((address, _)) = oldest.filter(|&(_, at)| cooled(at, now)) else { return };
+            self.freed.remove(&address);
+            if let Some(range) = self.ranges.iter_mut().find(|range| range.span.contains(address)) {
+                range.fresh = range.fresh.min(number(address));
+            }
+        }
+    }
+
+    fn range_of(&self, address: IpAddr) -> Option<&Range> {
+        self.ranges.iter().find(|range| range.net.contains(&address))
+    }
+
+    fn describe(&self, ipv6: Option<bool>) -> String {
+        let ranges = self.ranges.iter().filter(|range| ipv6.is_none_or(|ipv6| range.span.ipv6 == ipv6));
+        ranges.map(|range| range.net.to_string()).collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl Span {
+    fn contains(&self, address: IpAddr) -> bool {
+        address.is_ipv6() == self.ipv6 && (self.first..=self.last).contains(&number(address))
+    }
+
+    fn intersection(&self, other: &Self) -> Option<Self> {
+        let first = self.first.max(other.first);
+        let last = self.last.min(other.last);
+        (self.ipv6 == other.ipv6 && first <= last).then_some(Self { ipv6: self.ipv6, first, last })
+    }
+}
+
+/// The first usable address of each family's first range, IPv4 first: the addresses of `tapir0` on the node that
+/// owns `ranges`.
+pub fn own_addresses(ranges: &[IpNet]) -> Vec<IpAddr> {
+    let first_of = |ipv6| ranges.iter().map(|&net| usable(net)).find(|span| span.ipv6 == ipv6);
+    [false, true].into_iter().filter_map(first_of).map(|span| address(span.ipv6, span.first)).collect()
+}
+
+/// How many addresses pods can have in a range, as a floating-point number: a /64 has more than fit into 64 bits.
+pub fn size(net: IpNet) -> f64 {
+    let span = usable(net);
+    (span.last - span.first) as f64 + 1.0
+}
+
+/// What can be an interface's address: not the network and broadcast addresses of an IPv4 range, which don't exist
+/// in a /31 (RFC 3021), nor the subnet-router anycast address of an IPv6 range (RFC 4291 §2.6.1), which a /127
+/// doesn't have (RFC 6164).
+fn usable(net: IpNet) -> Span {
+    let (first, last) = (number(net.network()), number(net.broadcast()));
+    match net {
+        IpNet::V4(net) if net.prefix_len() < 31 => Span { ipv6: false, first: first + 1, last: last - 1 },
+        IpNet::V4(_) => Span { ipv6: false, first, last },
+        IpNet::V6(net) if net.prefix_len() < 127 => Span { ipv6: true, first: first + 1, last },
+        IpNet::V6(_) => Span { ipv6: true, first, last },
+    }
+}
+
+fn span(first: IpAddr, last: IpAddr) -> Result<Span, IpamError> {
+    let span = Span { ipv6: first.is_ipv6(), first: number(first), last: number(last) };
+    if first.is_ipv6() == last.is_ipv6() && span.first <= span.last {
+        Ok(span)
+    } else {
+        Err(IpamError::BadRange { first, last })
+    }
+}
+
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => u32::from(address).into(),
+        IpAddr::V6(address) => address.into(),
+    }
+}
+
+fn address(ipv6: bool, number: u128) -> IpAddr {
+    if ipv6 { Ipv6Addr::from(number).into() } else { Ipv4Addr::from(u32::try_from(number).unwrap_or(u32::MAX)).into() }
+}
+
+/// A time of freeing that lies ahead is another clock's: it never counts as cooled before its full time.
+fn cooled(at: Duration, now: Duration) -> bool {
+    now.checked_sub(at).is_some_and(|age| age >= COOLDOWN)
+}
+
+fn remaining(at: Duration, now: Duration) -> u64 {
+    (at + COOLDOWN).saturating_sub(now).as_secs_f64().ceil() as u64
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,237 @@
+use std::collections::VecDeque;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const START: Duration = Duration::from_secs(1_000);
+
+fn ipam(ranges: &[&str]) -> Ipam {
+    Ipam::new(&ranges.iter().map(|range| range.parse().unwrap()).collect::<Vec<_>>())
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn assign_one(ipam: &mut Ipam, now: Duration) -> Result<IpAddr, IpamError> {
+    ipam.assign(&[], now).map(|addresses| addresses[0])
+}
+
+#[test]
+fn the_first_usable_address_of_each_family_is_the_nodes_own() {
+    let mut ipam = ipam(&["10.1.0.0/30", "10.2.0.0/24", "fd00::/64"]);
+    assert_eq!(ipam.own(), [ip("10.1.0.1"), ip("fd00::1")]);
+    assert_eq!(ipam.assign(&[], START), Ok(vec![ip("10.1.0.2"), ip("fd00::2")]));
+    assert_eq!(ipam.assign(&[], START), Ok(vec![ip("10.2.0.1"), ip("fd00::3")]));
+}
+
+#[test]
+fn small_ranges_have_no_network_and_broadcast_address() {
+    assert_eq!(ipam(&["10.0.0.0/31"]).assign(&[], START), Ok(vec![ip("10.0.0.1")]));
+    let mut single = ipam(&["10.0.0.7/32"]);
+    assert_eq!(single.own(), [ip("10.0.0.7")]);
+    assert!(matches!(assign_one(&mut single, START), Err(IpamError::Exhausted { family: "IPv4", .. })));
+    assert_eq!(size("10.0.0.0/24".parse().unwrap()), 254.0);
+    assert_eq!(size("10.0.0.0/31".parse().unwrap()), 2.0);
+    assert_eq!(size("fd00::/64".parse().unwrap()), 18_446_744_073_709_551_615.0);
+}
+
+#[test]
+fn a_freed_address_cools_and_the_oldest_comes_back_first() {
+    let mut ipam = ipam(&["10.0.0.0/29"]);
+    let all: Vec<_> = (2..=6).map(|_| assign_one(&mut ipam, START).unwrap()).collect();
+    let error = assign_one(&mut ipam, START).unwrap_err();
+    assert_eq!(error.code(), 100);
+    assert_eq!(error.to_string(), "no free IPv4 address in 10.0.0.0/29: all are in use");
+    assert!(ipam.release(all[3], START));
+    assert!(ipam.release(all[1], START + Duration::from_millis(1500)));
+    assert!(!ipam.release(all[1], START), "given back twice");
+    let error = assign_one(&mut ipam, START + Duration::from_millis(1500)).unwrap_err();
+    assert_eq!(error.code(), 11);
+    assert_eq!(error.to_string(), "no free IPv4 address in 10.0.0.0/29: the next one cools for 29 s more");
+    assert_eq!(ipam.available(START).unwrap_err().code(), 11);
+    let later = START + Duration::from_secs(60);
+    assert_eq!(ipam.available(later), Ok(()));
+    assert_eq!(assign_one(&mut ipam, later), Ok(all[3]));
+    assert_eq!(assign_one(&mut ipam, later), Ok(all[1]));
+}
+
+#[test]
+fn an_exhausted_family_leaves_the_other_untouched() {
+    let mut ipam = ipam(&["10.0.0.0/31", "fd00::/64"]);
+    ipam.assign(&[], START).unwrap();
+    let before = ipam.clone();
+    assert!(matches!(ipam.assign(&[], START), Err(IpamError::Exhausted { .. })));
+    assert_eq!(ipam, before);
+}
+
+#[test]
+fn a_wanted_range_narrows_the_choice() {
+    let mut ipam = ipam(&["10.0.0.0/24", "fd00::/64"]);
+    assert_eq!(ipam.assign(&[(ip("10.0.0.100"), ip("10.0.0.101"))], START), Ok(vec![ip("10.0.0.100")]));
+    assert_eq!(ipam.assign(&[(ip("10.0.0.100"), ip("10.0.0.101"))], START), Ok(vec![ip("10.0.0.101")]));
+    assert_eq!(ipam.assign(&[(ip("10.0.0.100"), ip("10.0.0.101"))], START).unwrap_err().code(), 100);
+    assert_eq!(ipam.assign(&[], START), Ok(vec![ip("10.0.0.2"), ip("fd00::2")]));
+    let outside = ipam.assign(&[(ip("10.9.0.1"), ip("10.9.0.9"))], START).unwrap_err();
+    assert_eq!(outside.code(), 7);
+    assert_eq!(
+        outside.to_string(),
+        "none of the wanted address ranges overlaps this node's ranges (10.0.0.0/24, fd00::/64)"
+    );
+    assert!(matches!(ipam.assign(&[(ip("10.0.0.9"), ip("10.0.0.1"))], START), Err(IpamError::BadRange { .. })));
+    assert!(matches!(ipam.assign(&[(ip("10.0.0.9"), ip("fd00::9"))], START), Err(IpamError::BadRange { .. })));
+}
+
+#[test]
+fn a_wanted_address_must_be_this_nodes_and_free() {
+    let mut ipam = ipam(&["10.0.0.0/24"]);
+    let wanted = ip("10.0.0.9");
+    assert_eq!(ipam.assign_exactly(&[wanted], false, START), Ok(()));
+    let before = ipam.clone();
+    for (address, error) in [
+        ("10.0.0.9", IpamError::InUse { address: wanted }),
+        ("10.0.0.1", IpamError::Own { address: ip("10.0.0.1") }),
+        ("10.0.0.0", IpamError::Unusable { address: ip("10.0.0.0") }),
+        ("10.0.0.255", IpamError::Unusable { address: ip("10.0.0.255") }),
+        ("224.0.0.1", IpamError::Unusable { address: ip("224.0.0.1") }),
+        ("10.0.1.9", IpamError::Outside { address: ip("10.0.1.9"), ranges: "10.0.0.0/24".into() }),
+        ("fd00::1", IpamError::Outside { address: ip("fd00::1"), ranges: "10.0.0.0/24".into() }),
+    ] {
+        assert_eq!(ipam.assign_exactly(&[ip("10.0.0.50"), ip(address)], false, START), Err(error));
+    }
+    assert!(ipam.assign_exactly(&[ip("10.0.0.50"), ip("10.0.0.50")], false, START).is_err());
+    assert_eq!(ipam, before, "a refusal changes nothing");
+    assert_eq!(ipam.assign_exactly(&[ip("192.168.7.7")], true, START), Ok(()));
+    assert!(ipam.release(wanted, START));
+    assert_eq!(
+        ipam.assign_exactly(&[wanted], false, START),
+        Err(IpamError::Recent { address: wanted, wait: COOLDOWN.as_secs() })
+    );
+    assert!(ipam.stop_cooling(wanted, START));
+    assert!(!ipam.stop_cooling(wanted, START));
+    assert_eq!(ipam.assign_exactly(&[wanted], false, START), Ok(()));
+}
+
+#[test]
+fn without_ranges_there_is_nothing_to_give() {
+    let error = ipam(&[]).assign(&[], START).unwrap_err();
+    assert_eq!((error.code(), error.hint()), (7, "set network.node_cidrs in tapird.toml"));
+}
+
+#[test]
+fn ranges_change_only_when_nobody_loses_an_address() {
+    let mut ipam = ipam(&["10.0.0.0/24"]);
+    let address = assign_one(&mut ipam, START).unwrap();
+    let net = |text: &str| vec![text.parse::<IpNet>().unwrap()];
+    assert_eq!(ipam.with_ranges(&net("10.0.1.0/24"), [address]), Err(address));
+    assert_eq!(ipam.with_ranges(&net("10.0.0.1/32"), [address]), Err(address));
+    let wider = ipam.with_ranges(&net("10.0.0.0/23"), [address]).unwrap();
+    assert!(wider.assigned().eq([address]));
+    let becomes_own = ["10.0.0.2/31".parse().unwrap()];
+    assert_eq!(ipam.with_ranges(&becomes_own, [address]), Err(address));
+}
+
+#[test]
+fn a_time_from_another_clock_cools_in_full() {
+    let mut ipam = ipam(&["10.0.0.0/31"]);
+    ipam.restore_freed(Freed { address: ip("10.0.0.1"), at: START + Duration::from_secs(9_000) });
+    assert_eq!(assign_one(&mut ipam, START).unwrap_err().code(), 11);
+}
+
+#[test]
+fn what_is_remembered_is_bounded() {
+    let mut ipam = ipam(&["fd00::/64"]);
+    let mut now = START;
+    for _ in 0..3 * REMEMBERED {
+        let address = assign_one(&mut ipam, now).unwrap();
+        now += Duration::from_secs(31);
+        assert!(ipam.release(address, now));
+    }
+    assert!(ipam.freed().count() <= REMEMBERED + 1);
+}
+
+/// The same rules over an enumerated range.
+struct Model {
+    fresh: VecDeque<IpAddr>,
+    freed: VecDeque<(IpAddr, Duration)>,
+    used: BTreeSet<IpAddr>,
+}
+
+impl Model {
+    fn assign(&mut self, now: Duration) -> Option<IpAddr> {
+        let oldest = self.freed.front().filter(|(_, at)| now - *at >= COOLDOWN).map(|&(address, _)| address);
+        let address = self.fresh.pop_front().or(oldest)?;
+        self.freed.retain(|&(other, _)| other != address);
+        self.used.insert(address);
+        Some(address)
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Assign,
+    Release(prop::sample::Index),
+    Want(u8),
+    Wait(u64),
+    Restart,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => Just(Step::Assign),
+        4 => any::<prop::sample::Index>().prop_map(Step::Release),
+        1 => (0..=17u8).prop_map(Step::Want),
+        3 => (1..20_000u64).prop_map(Step::Wait),
+        1 => Just(Step::Restart),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn addresses_are_handed_out_as_the_model_says(steps in prop::collection::vec(step(), 1..200)) {
+        let range = "10.0.0.0/28";
+        let mut ipam = ipam(&[range]);
+        let mut model = Model {
+            fresh: (2..=14).map(|last| IpAddr::from([10, 0, 0, last])).collect(),
+            freed: VecDeque::new(),
+            used: BTreeSet::new(),
+        };
+        let mut now = START;
+        for step in steps {
+            // Distinct times: two addresses freed at the same moment have no order.
+            now += Duration::from_millis(1);
+            match step {
+                Step::Assign => prop_assert_eq!(assign_one(&mut ipam, now).ok(), model.assign(now)),
+                Step::Release(index) if !model.used.is_empty() => {
+                    let address = *model.used.iter().nth(index.index(model.used.len())).unwrap();
+                    model.used.remove(&address);
+                    model.freed.push_back((address, now));
+                    prop_assert!(ipam.release(address, now));
+                }
+                Step::Release(_) => {}
+                Step::Want(last) => {
+                    let address = IpAddr::from([10, 0, 0, last]);
+                    let cools = model.freed.iter().any(|&(other, at)| other == address && now - at < COOLDOWN);
+                    let free = (2..=14).contains(&last) && !model.used.contains(&address) && !cools;
+                    prop_assert_eq!(ipam.assign_exactly(&[address], false, now).is_ok(), free);
+                    if free {
+                        model.fresh.retain(|&other| other != address);
+                        model.freed.retain(|&(other, _)| other != address);
+                        model.used.insert(address);
+                    }
+                }
+                Step::Wait(milliseconds) => now += Duration::from_millis(milliseconds),
+                Step::Restart => {
+                    let mut restarted = self::ipam(&[range]);
+                    for address in ipam.assigned() {
+                        prop_assert!(restarted.restore(address));
+                    }
+                    ipam.freed().for_each(|freed| restarted.restore_freed(freed));
+                    ipam = restarted;
+                }
+            }
+            prop_assert!(ipam.assigned().eq(model.used.iter().copied()));
+        }
+    }
+}
