@@ -1,10 +1,19 @@
 //! `tapird.toml`: one struct, unknown keys refused, validated once into typed values.
 
-use std::net::Ipv4Addr;
+mod outline;
+mod validate;
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde::Deserialize;
+
+/// The largest config that is read, in bytes.
+const MAX_SIZE: u64 = 1 << 20;
 
 /// The file as written, with every default. [`Config::load`] also validates it.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -55,19 +64,14 @@ impl Default for Node {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Auto<T>(pub Option<T>);
 
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Auto<T> {
+impl<'de> Deserialize<'de> for Auto<u16> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Either<T> {
-            Value(T),
-            Word(String),
+        let value = toml::Value::deserialize(deserializer)?;
+        if value.as_str() == Some("auto") {
+            return Ok(Self(None));
         }
-        match Either::deserialize(deserializer)? {
-            Either::Value(value) => Ok(Self(Some(value))),
-            Either::Word(word) if word == "auto" => Ok(Self(None)),
-            Either::Word(word) => Err(serde::de::Error::custom(format!("neither a number nor \"auto\": {word:?}"))),
-        }
+        let problem = format!("neither \"auto\" nor a number from 0 to 65535: {value}");
+        value.try_into().map(|value| Self(Some(value))).map_err(|_| serde::de::Error::custom(problem))
     }
 }
 
@@ -156,24 +160,43 @@ pub enum ConfigError {
         /// Why.
         source: std::io::Error,
     },
-    /// Not TOML, an unknown key, or a value of the wrong type. The text names line and key.
-    #[error("{path}: {message}")]
+    /// Not TOML, an unknown key, or a value of the wrong type.
+    #[error("{place}: {message}")]
     Syntax {
-        /// The file.
-        path: PathBuf,
-        /// What and where.
+        /// Where.
+        place: Place,
+        /// What is wrong there.
         message: String,
     },
     /// Well-formed, but it can't be meant.
-    #[error("{path}: {key}: {message}")]
+    #[error("{place}: {message}")]
     Invalid {
-        /// The file.
-        path: PathBuf,
-        /// The offending key.
-        key: String,
-        /// What is wrong with it.
+        /// Where.
+        place: Place,
+        /// What is wrong there.
         message: String,
     },
+}
+
+/// Where in which file: `file:line: key`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The file.
+    pub path: PathBuf,
+    /// Counted from 1; none when the key is not in the file, but its default clashes with something that is.
+    pub line: Option<usize>,
+    /// The offending key, `table.key`; empty outside of any.
+    pub key: String,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.path.display())?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        if self.key.is_empty() { Ok(()) } else { write!(f, ": {}", self.key) }
+    }
 }
 
 impl Config {
@@ -182,8 +205,12 @@ impl Config {
     /// # Errors
     /// [`ConfigError`], naming file, line and key.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.into(), source })?;
+        let unreadable = |source| ConfigError::Unreadable { path: path.into(), source };
+        let mut text = String::new();
+        let read = File::open(path).and_then(|file| file.take(MAX_SIZE + 1).read_to_string(&mut text));
+        if read.map_err(unreadable)? as u64 > MAX_SIZE {
+            return Err(unreadable(io::Error::new(io::ErrorKind::FileTooLarge, "too large for a config")));
+        }
         Self::parse(&text, path)
     }
 
@@ -192,19 +219,29 @@ impl Config {
     /// # Errors
     /// [`ConfigError`], naming line and key.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let mut config: Self = toml::from_str(text)
-            .map_err(|error| ConfigError::Syntax { path: path.into(), message: error.to_string() })?;
+        let outline = outline::Outline::of(text);
+        let mut config: Self = toml::from_str(text).map_err(|error| {
+            let (line, key) = outline.locate(error.span().map_or(0, |span| span.start));
+            let message = outline::explain(&key, error.message());
+            ConfigError::Syntax { place: Place { path: path.into(), line: Some(line), key }, message }
+        })?;
         config.normalise();
-        config
-            .problem()
-            .map_or(Ok(config), |(key, message)| Err(ConfigError::Invalid { path: path.into(), key, message }))
+        match config.problem() {
+            None => Ok(config),
+            Some((key, message)) => {
+                let place = Place { path: path.into(), line: outline.line_of(&key), key };
+                Err(ConfigError::Invalid { place, message })
+            }
+        }
     }
 }
 
-impl Config {
-    fn normalise(&mut self) {}
-
-    fn problem(&self) -> Option<(String, String)> {
-        None
+impl Node {
+    /// Where HTTP is served; none when it is turned off.
+    pub fn http(&self) -> Option<SocketAddr> {
+        self.http.parse().ok()
     }
 }
+
+#[cfg(test)]
+mod tests;

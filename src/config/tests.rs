@@ -1,0 +1,217 @@
+use super::*;
+
+fn error(text: &str) -> String {
+    Config::parse(text, Path::new("t.toml")).unwrap_err().to_string()
+}
+
+#[test]
+fn an_empty_file_is_all_defaults() {
+    let config = Config::parse("", Path::new("t.toml")).unwrap();
+    assert_eq!(config, Config::default());
+    assert_eq!(config.node.http(), Some("127.0.0.1:9477".parse().unwrap()));
+}
+
+#[test]
+fn a_full_file_is_read_and_host_bits_are_cut() {
+    let text = r#"
+        [node]
+        name = "node-1"
+        address = "172.31.0.1"
+        socket = "/run/t.sock"
+        state_dir = "/var/lib/t"
+        http = ""
+        [network]
+        pools = ["10.244.3.4/16", "fd00::/48"]
+        mtu = 1400
+        node_cidrs = ["10.244.0.9/24", "fd00:0:0:1::/64"]
+        [underlay]
+        interface = "eth1"
+        backend = "raw"
+        [store]
+        kind = "embedded"
+        [[peer]]
+        name = "node-2"
+        address = "172.31.0.2"
+        pods = ["10.244.1.9/24"]
+    "#;
+    let config = Config::parse(text, Path::new("t.toml")).unwrap();
+    assert_eq!(config.network.pools[0].to_string(), "10.244.0.0/16");
+    assert_eq!(config.network.node_cidrs[0].to_string(), "10.244.0.0/24");
+    assert_eq!(config.peers[0].pods[0].to_string(), "10.244.1.0/24");
+    assert_eq!(config.network.mtu, Auto(Some(1400)));
+    assert_eq!(config.node.http(), None);
+}
+
+#[test]
+fn syntax_errors_name_file_line_and_key() {
+    for (text, message) in [
+        ("x", "t.toml:1: key with no value, expected `=`"),
+        ("[node]\nname = 3\n", "t.toml:2: node.name: invalid type: integer `3`, expected a string"),
+        (
+            "[node]\n\nfoo = 3\n",
+            "t.toml:3: node.foo: unknown key `foo`, expected one of `name`, `address`, `socket`, `state_dir`, `http`",
+        ),
+        (
+            "[nodes]\n",
+            "t.toml:1: nodes: unknown key `nodes`, expected one of `node`, `network`, `underlay`, `store`, `peer`",
+        ),
+        (
+            "[network]\npools = [\n  \"10.0.0.0/8\",\n  \"10.1\",\n]\n",
+            "t.toml:4: network.pools: invalid IP address syntax",
+        ),
+        ("[network]\nmtu = \"big\"\n", "t.toml:2: network.mtu: neither \"auto\" nor a number from 0 to 65535: \"big\""),
+        ("[network]\nmtu = 70000\n", "t.toml:2: network.mtu: neither \"auto\" nor a number from 0 to 65535: 70000"),
+        (
+            "[[peer]]\nname = \"a\"\naddress = \"1.2.3.4\"\npods = []\n\n[[peer]]\nname = \"b\"\n",
+            "t.toml:6: peer[1]: missing field `address`",
+        ),
+        ("[[peer]]\nname = \"a\"\naddress = \"nowhere\"\n", "t.toml:3: peer[0].address: invalid IPv4 address syntax"),
+        ("[node]\nname = \"a\"\nname = \"b\"\n", "t.toml:3: node.name: duplicate key"),
+    ] {
+        assert_eq!(error(text), message);
+    }
+}
+
+#[test]
+fn what_later_versions_have_is_named_as_such() {
+    for (text, message) in [
+        ("[node]\nworkers = \"auto\"\n", "t.toml:2: node.workers: not in this version of tapir; remove it"),
+        ("[network]\nservices = \"off\"\n", "t.toml:2: network.services: not in this version of tapir; remove it"),
+        ("[bgp]\nenabled = false\n", "t.toml:1: bgp: not in this version of tapir; remove it"),
+        ("[[bgp.peer]]\naddress = \"1.1.1.1\"\n", "t.toml:1: bgp.peer[0]: not in this version of tapir; remove it"),
+        ("[underlay]\nbackend = \"gso\"\n", "t.toml:2: underlay.backend: \"gso\" is not in this version of tapir"),
+        ("[store]\nkind = \"etcd\"\n", "t.toml:2: store.kind: \"etcd\" is not in this version of tapir"),
+        (
+            "[underlay]\nbackend = \"dpdk\"\n",
+            "t.toml:2: underlay.backend: unknown variant `dpdk`, expected `auto` or `raw`",
+        ),
+    ] {
+        assert_eq!(error(text), message);
+    }
+}
+
+#[test]
+fn what_cannot_be_meant_is_refused() {
+    let peer = |name: &str, address: &str, pods: &str| {
+        format!("[[peer]]\nname = \"{name}\"\naddress = \"{address}\"\npods = [{pods}]\n")
+    };
+    let node = "[node]\nname = \"n1\"\naddress = \"172.31.0.1\"\n[network]\nnode_cidrs = [\"10.244.0.0/24\"]\n";
+    for (text, message) in [
+        ("[node]\nname = \"a b\"\n".into(), "t.toml:2: node.name: \"a b\" is not a host name"),
+        ("[node]\naddress = \"127.0.0.1\"\n".into(), "t.toml:2: node.address: 127.0.0.1 can't be a node's address"),
+        ("[node]\nsocket = \"run/t.sock\"\n".into(), "t.toml:2: node.socket: run/t.sock is not an absolute path"),
+        ("[node]\nstate_dir = \"state\"\n".into(), "t.toml:2: node.state_dir: state is not an absolute path"),
+        ("[node]\nstate_dir = \"/\"\n".into(), "t.toml:2: node.state_dir: a folder of its own is needed"),
+        (
+            format!("[node]\nsocket = \"/{}\"\n", "x".repeat(107)),
+            "t.toml:2: node.socket: not a file name of at most 107 bytes",
+        ),
+        (
+            "[node]\nhttp = \"9477\"\n".into(),
+            "t.toml:2: node.http: \"9477\" is not an address and port like 127.0.0.1:9477; \"\" turns it off",
+        ),
+        ("[network]\npools = []\n".into(), "t.toml:2: network.pools: at least one range is needed"),
+        (
+            "[network]\npools = [\"10.0.0.0/8\", \"10.1.0.0/16\"]\n".into(),
+            "t.toml:2: network.pools: 10.1.0.0/16 overlaps 10.0.0.0/8",
+        ),
+        (
+            "[network]\npools = [\"0.0.0.0/0\"]\n".into(),
+            "t.toml:2: network.pools: 0.0.0.0/0 overlaps 0.0.0.0/8, where no pod can live",
+        ),
+        (
+            "[network]\npools = [\"169.254.0.0/24\"]\n".into(),
+            "t.toml:2: network.pools: 169.254.0.0/24 overlaps 169.254.0.0/16, where no pod can live",
+        ),
+        (
+            "[node]\naddress = \"10.244.0.1\"\n".into(),
+            "t.toml: network.pools: 10.244.0.0/16 holds node.address, 10.244.0.1: pods and nodes need separate ranges",
+        ),
+        ("[network]\nmtu = 500\n".into(), "t.toml:2: network.mtu: 500 is not within 576 to 65515"),
+        ("[network]\nmtu = 65516\n".into(), "t.toml:2: network.mtu: 65516 is not within 576 to 65515"),
+        (
+            "[network]\npools = [\"fd00::/48\"]\nmtu = 1279\n".into(),
+            "t.toml:3: network.mtu: 1279 is less than the 1280 that IPv6 needs, and fd00::/48 is a pool",
+        ),
+        (
+            "[network]\nnode_cidrs = [\"10.0.0.0/24\"]\n".into(),
+            "t.toml:2: network.node_cidrs: 10.0.0.0/24 is in none of network.pools",
+        ),
+        (
+            "[network]\nnode_cidrs = [\"10.244.0.0/24\", \"10.244.0.0/25\"]\n".into(),
+            "t.toml:2: network.node_cidrs: 10.244.0.0/25 overlaps 10.244.0.0/24",
+        ),
+        (
+            format!("{node}{}", peer("n1", "172.31.0.2", "\"10.244.1.0/24\"")),
+            "t.toml:7: peer[0].name: n1 is the name of another node",
+        ),
+        (
+            format!("{node}{}", peer("n2", "172.31.0.1", "\"10.244.1.0/24\"")),
+            "t.toml:8: peer[0].address: 172.31.0.1 is this node's own address",
+        ),
+        (
+            format!("{node}{}", peer("n2", "224.0.0.1", "\"10.244.1.0/24\"")),
+            "t.toml:8: peer[0].address: 224.0.0.1 can't be a node's address",
+        ),
+        (
+            format!("{node}{}", peer("n2", "10.244.9.9", "\"10.244.1.0/24\"")),
+            "t.toml:8: peer[0].address: 10.244.9.9 is inside the pool 10.244.0.0/16: pods and nodes need separate ranges",
+        ),
+        (
+            format!("{node}{}", peer("n2", "172.31.0.2", "")),
+            "t.toml:9: peer[0].pods: at least one range is needed: the peer's node_cidrs",
+        ),
+        (
+            format!("{node}{}", peer("n2", "172.31.0.2", "\"10.0.0.0/24\"")),
+            "t.toml:9: peer[0].pods: 10.0.0.0/24 is in none of network.pools",
+        ),
+        (
+            format!("{node}{}", peer("n2", "172.31.0.2", "\"10.244.0.128/25\"")),
+            "t.toml:9: peer[0].pods: 10.244.0.128/25 overlaps 10.244.0.0/24 of network.node_cidrs",
+        ),
+        (
+            format!("{node}{}", peer("n2", "172.31.0.2", "\"10.244.1.0/24\", \"10.244.1.0/24\"")),
+            "t.toml:9: peer[0].pods: 10.244.1.0/24 overlaps 10.244.1.0/24",
+        ),
+        (
+            format!(
+                "{node}{}{}",
+                peer("n2", "172.31.0.2", "\"10.244.1.0/24\""),
+                peer("n3", "172.31.0.3", "\"10.244.0.0/16\"")
+            ),
+            "t.toml:13: peer[1].pods: 10.244.0.0/16 overlaps 10.244.0.0/24 of network.node_cidrs",
+        ),
+        (
+            format!(
+                "{node}{}{}",
+                peer("n2", "172.31.0.2", "\"10.244.1.0/24\""),
+                peer("n3", "172.31.0.2", "\"10.244.2.0/24\"")
+            ),
+            "t.toml:12: peer[1].address: 172.31.0.2 is another peer's address",
+        ),
+        (
+            format!(
+                "{node}{}{}",
+                peer("n2", "172.31.0.2", "\"10.244.1.0/24\""),
+                peer("n2", "172.31.0.3", "\"10.244.2.0/24\"")
+            ),
+            "t.toml:11: peer[1].name: n2 is the name of another node",
+        ),
+        (
+            format!(
+                "{node}{}{}",
+                peer("n2", "172.31.0.2", "\"10.244.1.0/24\""),
+                peer("n3", "172.31.0.3", "\"10.244.1.128/25\"")
+            ),
+            "t.toml:13: peer[1].pods: 10.244.1.128/25 overlaps 10.244.1.0/24 of n2",
+        ),
+    ] {
+        assert_eq!(error(&text), message);
+    }
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = Config::load(Path::new("/nonexistent/t.toml")).unwrap_err();
+    assert_eq!(error.to_string(), "/nonexistent/t.toml: No such file or directory (os error 2)");
+}

@@ -1,0 +1,201 @@
+//! What a config must hold to be meant.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use ipnet::IpNet;
+
+use super::{Config, Peer};
+
+/// The largest packet that fits into an IPv4 packet of the largest size.
+const MAX_MTU: u16 = u16::MAX - 20;
+/// What every IPv4 host takes (RFC 791).
+const MIN_MTU: u16 = 576;
+/// The smallest MTU of an IPv6 link (RFC 8200 §5).
+const MIN_MTU_V6: u16 = 1280;
+/// `sun_path` holds this much and a final zero (`unix(7)`).
+const MAX_SOCKET_PATH: usize = 107;
+/// Ranges that no pod's address comes from.
+const RESERVED: &[&str] =
+    &["0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/8", "fe80::/10", "ff00::/8"];
+
+/// The first problem found: the key, and what is wrong with it.
+type Problem = Option<(String, String)>;
+
+impl Config {
+    pub(super) fn normalise(&mut self) {
+        let network = &mut self.network;
+        for prefix in network.pools.iter_mut().chain(&mut network.node_cidrs) {
+            *prefix = prefix.trunc();
+        }
+        for prefix in self.peers.iter_mut().flat_map(|peer| &mut peer.pods) {
+            *prefix = prefix.trunc();
+        }
+    }
+
+    pub(super) fn problem(&self) -> Problem {
+        self.node_problem()
+            .or_else(|| self.pools_problem())
+            .or_else(|| self.mtu_problem())
+            .or_else(|| self.node_cidrs_problem())
+            .or_else(|| self.peers_problem())
+    }
+
+    fn node_problem(&self) -> Problem {
+        let node = &self.node;
+        if let Some(message) = name_problem(&node.name) {
+            return at("node.name", message);
+        }
+        if let Some(message) = node.address.and_then(underlay_problem) {
+            return at("node.address", message);
+        }
+        for (key, path) in [("node.socket", &node.socket), ("node.state_dir", &node.state_dir)] {
+            if !path.is_absolute() {
+                return at(key, format!("{} is not an absolute path", path.display()));
+            }
+        }
+        if node.socket.as_os_str().len() > MAX_SOCKET_PATH || node.socket.file_name().is_none() {
+            return at("node.socket", format!("not a file name of at most {MAX_SOCKET_PATH} bytes"));
+        }
+        if node.state_dir == Path::new("/") {
+            return at("node.state_dir", "a folder of its own is needed".into());
+        }
+        if !node.http.is_empty() && node.http().is_none() {
+            let message = format!("{:?} is not an address and port like 127.0.0.1:9477; \"\" turns it off", node.http);
+            return at("node.http", message);
+        }
+        None
+    }
+
+    fn pools_problem(&self) -> Problem {
+        let pools = &self.network.pools;
+        if pools.is_empty() {
+            return at("network.pools", "at least one range is needed".into());
+        }
+        for (index, pool) in pools.iter().enumerate() {
+            let reserved = RESERVED.iter().filter_map(|range| range.parse::<IpNet>().ok());
+            if let Some(range) = reserved.into_iter().find(|range| overlap(range, pool)) {
+                return at("network.pools", format!("{pool} overlaps {range}, where no pod can live"));
+            }
+            if let Some(other) = pools[..index].iter().find(|other| overlap(other, pool)) {
+                return at("network.pools", format!("{pool} overlaps {other}"));
+            }
+            if let Some(address) = self.node.address.filter(|&address| pool.contains(&address_net(address))) {
+                let message = format!("{pool} holds node.address, {address}: pods and nodes need separate ranges");
+                return at("network.pools", message);
+            }
+        }
+        None
+    }
+
+    fn mtu_problem(&self) -> Problem {
+        let mtu = self.network.mtu.0?;
+        let ipv6 = self.network.pools.iter().find(|pool| matches!(pool, IpNet::V6(_)));
+        if !(MIN_MTU..=MAX_MTU).contains(&mtu) {
+            at("network.mtu", format!("{mtu} is not within {MIN_MTU} to {MAX_MTU}"))
+        } else if let Some(pool) = ipv6.filter(|_| mtu < MIN_MTU_V6) {
+            at("network.mtu", format!("{mtu} is less than the {MIN_MTU_V6} that IPv6 needs, and {pool} is a pool"))
+        } else {
+            None
+        }
+    }
+
+    fn node_cidrs_problem(&self) -> Problem {
+        let ranges = &self.network.node_cidrs;
+        for (index, range) in ranges.iter().enumerate() {
+            if !self.in_pools(range) {
+                return at("network.node_cidrs", format!("{range} is in none of network.pools"));
+            }
+            if let Some(other) = ranges[..index].iter().find(|other| overlap(other, range)) {
+                return at("network.node_cidrs", format!("{range} overlaps {other}"));
+            }
+        }
+        None
+    }
+
+    fn peers_problem(&self) -> Problem {
+        let mut names = BTreeSet::from([self.node.name.as_str()]);
+        let mut owned: Vec<(&IpNet, &str)> =
+            self.network.node_cidrs.iter().map(|range| (range, "network.node_cidrs")).collect();
+        let mut addresses = BTreeSet::new();
+        for (index, peer) in self.peers.iter().enumerate() {
+            let key = |key: &str| format!("peer[{index}].{key}");
+            if let Some(message) = name_problem(&peer.name) {
+                return at(&key("name"), message);
+            }
+            if !names.insert(&peer.name) {
+                return at(&key("name"), format!("{} is the name of another node", peer.name));
+            }
+            if let Some(message) = self.peer_address_problem(peer) {
+                return at(&key("address"), message);
+            }
+            if !addresses.insert(peer.address) {
+                return at(&key("address"), format!("{} is another peer's address", peer.address));
+            }
+            if let Some(message) = self.peer_pods_problem(peer, &owned) {
+                return at(&key("pods"), message);
+            }
+            owned.extend(peer.pods.iter().map(|range| (range, peer.name.as_str())));
+        }
+        None
+    }
+
+    fn peer_address_problem(&self, peer: &Peer) -> Option<String> {
+        let address = peer.address;
+        if Some(address) == self.node.address {
+            return Some(format!("{address} is this node's own address"));
+        }
+        let pool = self.network.pools.iter().find(|pool| pool.contains(&address_net(address)));
+        pool.map(|pool| format!("{address} is inside the pool {pool}: pods and nodes need separate ranges"))
+            .or_else(|| underlay_problem(address))
+    }
+
+    fn peer_pods_problem(&self, peer: &Peer, owned: &[(&IpNet, &str)]) -> Option<String> {
+        if peer.pods.is_empty() {
+            return Some("at least one range is needed: the peer's node_cidrs".into());
+        }
+        for (index, range) in peer.pods.iter().enumerate() {
+            if !self.in_pools(range) {
+                return Some(format!("{range} is in none of network.pools"));
+            }
+            if let Some(other) = peer.pods[..index].iter().find(|other| overlap(other, range)) {
+                return Some(format!("{range} overlaps {other}"));
+            }
+            if let Some((other, owner)) = owned.iter().find(|(other, _)| overlap(other, range)) {
+                return Some(format!("{range} overlaps {other} of {owner}"));
+            }
+        }
+        None
+    }
+
+    fn in_pools(&self, range: &IpNet) -> bool {
+        self.network.pools.iter().any(|pool| pool.contains(range))
+    }
+}
+
+fn at(key: &str, message: String) -> Problem {
+    Some((key.to_owned(), message))
+}
+
+/// Node names go into metrics, logs and the kernel's interface aliases; Kubernetes' are DNS names (RFC 1123).
+fn name_problem(name: &str) -> Option<String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    let valid = first && name.len() <= 253 && name.bytes().all(allowed);
+    (!valid).then(|| format!("{name:?} is not a host name"))
+}
+
+fn underlay_problem(address: Ipv4Addr) -> Option<String> {
+    let usable =
+        !(address.is_unspecified() || address.is_loopback() || address.is_multicast() || address.is_broadcast());
+    (!usable).then(|| format!("{address} can't be a node's address"))
+}
+
+fn address_net(address: Ipv4Addr) -> IpNet {
+    IpNet::from(std::net::IpAddr::V4(address))
+}
+
+fn overlap(left: &IpNet, right: &IpNet) -> bool {
+    left.contains(right) || right.contains(left)
+}
