@@ -41,6 +41,18 @@ pub struct Offloads {
 /// when it is single-queue and taken, `E2BIG` beyond the kernel's 256 queues, `EPERM` without CAP_NET_ADMIN,
 /// `ENOENT` without `/dev/net/tun`.
 pub fn open_queue(name: &str, layer: Layer) -> io::Result<(OwnedFd, Offloads)> {
+    open(name, layer, 0)
+}
+
+/// Creates the device called `name` and opens its first queue, as [`open_queue`] does.
+///
+/// # Errors
+/// Those of [`open_queue`], and `EBUSY` when there is an interface of this name, whatever its kind.
+pub fn create(name: &str, layer: Layer) -> io::Result<(OwnedFd, Offloads)> {
+    open(name, layer, libc::IFF_TUN_EXCL)
+}
+
+fn open(name: &str, layer: Layer, exclusive: libc::c_int) -> io::Result<(OwnedFd, Offloads)> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let fd = rustix::fs::open("/dev/net/tun", flags, Mode::empty())?;
     let kind = match layer {
@@ -48,9 +60,9 @@ pub fn open_queue(name: &str, layer: Layer) -> io::Result<(OwnedFd, Offloads)> {
         Layer::Ip => libc::IFF_TUN,
     };
     let mut request = interface_request(name)?;
-    let flags = kind | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
-    request.ifr_ifru.ifru_flags =
-        c_short::try_from(flags & 0xffff).or_else(|_| Ok::<_, io::Error>(flags as c_short))?;
+    let flags = kind | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE | exclusive;
+    // The field is 16 bits, and the highest flag is its sign.
+    request.ifr_ifru.ifru_flags = flags as c_short;
     // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, which `request` is and outlives the call.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
     let size = VNET_HEADER as libc::c_int;
