@@ -51,8 +51,10 @@ reasons! {
     Martian = "martian", "Look at the sender's routes: such an address must never leave a host.";
     /// Multicast or broadcast destination.
     Multicast = "multicast", "Harmless where hosts announce themselves; tapir carries unicast only.";
-    /// A link-local address beyond the gateway's own.
+    /// An IPv6 link-local address beyond the gateway's own (RFC 4291 §2.5.6).
     LinkLocal = "link_local", "Link-local addresses end at the gateway.";
+    /// For the gateway's own address, and not a ping; answered with port unreachable.
+    ToGateway = "to_gateway", "The gateway answers ping and nothing else.";
     /// A pod sent from an address it does not own.
     SpoofedSource = "spoofed_source", "The pod sends from an address it was not given.";
     /// Tunnelled traffic (protocol 4 or 41) from a pod towards a node.
@@ -65,7 +67,8 @@ reasons! {
     MalformedTunnel = "malformed_tunnel", "The peer does not speak plain IPIP.";
     /// Congestion experienced on the underlay, and the inner packet can't carry the mark (RFC 6040 §4.2).
     EcnMismatch = "ecn_mismatch", "The underlay marks packets as congested; it is a loss signal.";
-    /// It would leave through the tunnel or the host interface it came from.
+    /// It would leave by the tunnel or the host interface it came from, or came through the tunnel for somebody who
+    /// is not here.
     Loop = "loop", "Two nodes disagree about who owns an address; compare peer.pods and node_cidrs.";
     /// From the host to another node's pod, with a source that this node does not own.
     ForeignSource = "foreign_source", "Bind to the address of tapir0, or leave the source to the kernel.";

@@ -188,6 +188,15 @@ impl Packet {
         &mut self.buffer[self.head..self.head + n]
     }
 
+    /// Takes away the first `n` bytes, which [`Packet::prepend`] put in front.
+    ///
+    /// # Panics
+    /// When fewer are in front of the L3 header.
+    pub fn unprepend(&mut self, n: usize) {
+        assert!(n <= self.link().len(), "more than was prepended");
+        self.head += n;
+    }
+
     /// Bytes that [`Packet::prepend`] can still take.
     pub fn headroom(&self) -> usize {
         self.head
@@ -242,6 +251,9 @@ mod tests {
         assert_eq!(packet.len(), 60);
         assert_eq!(packet.link(), [9; 20]);
         assert_eq!(packet.network().as_ptr(), before);
+        packet.prepend(2).fill(8);
+        packet.unprepend(2);
+        assert_eq!(packet.link(), [9; 20]);
         packet.decapsulate(20);
         assert_eq!(packet.bytes(), [7; 40]);
     }

@@ -1,4 +1,15 @@
 //! Counters, one set per worker and per port, written by one thread and summed by readers; and the last drops.
+//!
+//! A packet is what a queue hands over or takes: a super-frame counts once, and so does each fragment made here. Every
+//! packet that a worker received or made is, by the end of the visit, either sent or dropped, with one reason:
+//!
+//! ```text
+//!  received + originated = sent + Σ drops                 per worker
+//!  Σ rx_packets = received,  Σ tx_packets = sent          over its ports
+//!  Σ drops of ports + drops for ports without a queue = Σ drops
+//! ```
+//! A packet which is answered in place goes on as its answer, which is then sent or dropped like any other. One that
+//! is dropped and reported to its sender counts as dropped, and the ICMP error as originated.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
@@ -30,20 +41,21 @@ impl Counter {
     }
 }
 
-/// What one port has seen. `rx` is what the worker received from it, `tx` what it handed to it.
+/// What one port has seen of one worker. `rx` is what the worker received from it, `tx` what its queue took.
 #[derive(Debug)]
 pub struct PortCounters {
-    /// Packets received, super-frames counted once.
+    /// Packets received.
     pub rx_packets: CachePadded<Counter>,
     /// Bytes received, link header included.
     pub rx_bytes: Counter,
     /// Packets sent.
     pub tx_packets: Counter,
-    /// Bytes sent.
+    /// Bytes sent, link or outer header included, that of a super-frame once.
     pub tx_bytes: Counter,
-    /// Packets that came from this port and were answered to it (ARP, NDP, ping).
+    /// Of those received, the ones that became an answer to it (ARP, NDP, ping).
     pub answered: Counter,
-    /// Packets dropped, by reason: those received from this port and, for the egress reasons, those meant for it.
+    /// Packets dropped, by reason: those received from this port and, for the egress reasons (`PortDown`,
+    /// `EgressFull`, `EgressRejected`), those meant for it.
     pub drops: [Counter; REASONS],
 }
 
@@ -95,11 +107,11 @@ pub struct WorkerStats {
     pub received: Counter,
     /// Sent, all ports.
     pub sent: Counter,
-    /// Answered in place and sent back.
+    /// Of those received, the ones that became an answer to the port they came from.
     pub answered: Counter,
-    /// Packets that came to be here: ICMP errors, and fragments beyond the first.
+    /// Packets that were made here: ICMP errors, and of a packet in fragments all but the first.
     pub originated: Counter,
-    /// ICMP errors that the rate limit swallowed.
+    /// ICMP errors that the rate limit kept from being made.
     pub suppressed: Counter,
     /// The last drops; the oldest gives way.
     pub last_drops: ArrayQueue<DropRecord>,

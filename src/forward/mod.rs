@@ -3,7 +3,75 @@
 //! ```text
 //!  Rx::recv ─▶ input ─▶ lookup ─▶ filter ─▶ rewrite ─▶ Tx::send
 //!              strip    longest   loops,    MTU, TTL,
-//!              check    prefix    spoofs    new header
+//!              check    prefix    spoofs    header
 //!                └▶ answered (ARP, NDP, ping): back to the port it came from
 //! ```
-//! Any step may end it with a [`DropReason`]; [`icmp::answer`] then turns some of them into an ICMP error.
+//! Any step may end it with a [`DropReason`]; [`icmp::answer`] then turns some of them into an ICMP error, which
+//! [`originate`] sends on its way.
+
+mod filter;
+pub mod icmp;
+mod input;
+mod neighbor;
+mod rewrite;
+#[cfg(test)]
+mod tests;
+
+use crate::drop_reason::DropReason;
+use crate::packet::Packet;
+use crate::table::{Adjacency, PortId, Tables};
+use crate::wire::header::Header;
+use input::Input;
+
+/// What the worker has to do with a packet that goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is ready for the device of this port.
+    Send(PortId),
+    /// It is an answer, ready for the device of the port it came from.
+    Answer,
+    /// It is ready for this port, but for its size: its IP packet has to be fragmented to `mtu` bytes.
+    Fragment {
+        /// Where to.
+        port: PortId,
+        /// Largest IP packet, link or outer header not counted.
+        mtu: u16,
+    },
+}
+
+/// Carries one packet across the node: the whole data plane, in order.
+///
+/// On `Ok` the packet is ready for the wire of the egress port, its link or outer header in front. On `Err` it is
+/// as `input` left it, so that an ICMP error can quote it.
+///
+/// # Errors
+/// The reason why it goes no further.
+#[inline]
+pub fn forward(packet: &mut Packet, ingress: PortId, tables: &Tables) -> Result<Verdict, DropReason> {
+    let port = tables.port(ingress).ok_or(DropReason::PortDown)?;
+    let header = match input::input(packet, port, tables)? {
+        Input::Transit(header) => header,
+        Input::Answered => return Ok(Verdict::Answer),
+    };
+    match tables.lookup(header.destination) {
+        Adjacency::Forward(path) => {
+            filter::filter(&header, ingress, path, tables)?;
+            rewrite::rewrite(packet, &header, path)
+        }
+        Adjacency::Gateway => neighbor::ping(packet, &header, &port.kind).map(|()| Verdict::Answer),
+        Adjacency::Drop(reason) => Err(*reason),
+    }
+}
+
+/// Sends a packet that this node itself made on its way: lookup and rewrite, its TTL untouched.
+///
+/// # Errors
+/// [`DropReason::UndeliverableError`] when nothing leads to its destination.
+pub fn originate(packet: &mut Packet, tables: &Tables) -> Result<Verdict, DropReason> {
+    let header = Header::parse(packet.network()).map_err(|_| DropReason::UndeliverableError)?;
+    let Adjacency::Forward(path) = tables.lookup(header.destination) else {
+        return Err(DropReason::UndeliverableError);
+    };
+    rewrite::encapsulate(packet, &header, path);
+    Ok(Verdict::Send(path.port))
+}

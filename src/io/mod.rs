@@ -5,6 +5,7 @@
 //! caller counts.
 
 pub mod memory;
+mod merged;
 pub mod pcap;
 pub mod tap;
 pub mod tunnel_raw;
@@ -54,8 +55,9 @@ pub trait Queue: Send {
     fn recv(&mut self, pool: &mut Pool, batch: &mut Vec<Packet>, limit: usize, quantum: usize)
     -> io::Result<Readiness>;
 
-    /// Sends every packet, segmenting those that the device can't take whole. What is lost is appended to `lost`.
-    /// Contents of `packets` are unspecified afterwards.
+    /// Sends every packet, segmenting those that the device can't take whole. What is lost is appended to `lost`, in
+    /// order; a packet of which any segment is lost counts as lost. Lost packets are as they were, the contents of
+    /// the others unspecified afterwards.
     fn send(&mut self, packets: &mut [Packet], lost: &mut Vec<Lost>);
 
     /// What to wait on for readability; more than one where a queue joins several sockets.

@@ -1,1 +1,125 @@
 //! A queue of a TAP or TUN.
+//!
+//! Every frame has a virtio header in front, both ways: super-frames and partial checksums go in and out as they are,
+//! described by it. One `read` puts a frame where its L3 header belongs in a packet, one `write` sends it from there;
+//! the virtio header uses headroom both times.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+
+use super::{Lost, Queue, Readiness};
+use crate::drop_reason::DropReason;
+use crate::packet::{Gso, Offload, Packet, PartialChecksum, Pool};
+use crate::sys::tap::Layer;
+use crate::wire::virtio_net;
+
+const ETHERNET: usize = 14;
+
+/// Stands for a virtio header that can't be read, so that the packet is dropped by name as others with bad offloads
+/// are: no super-frame is valid without a checksum to complete.
+const UNREADABLE: Offload = Offload { gso: Gso::Tcp4, gso_size: 0, ecn: false, partial: None, valid: false };
+
+/// One queue of a TAP (pods) or TUN (the host).
+#[derive(Debug)]
+pub struct Tap {
+    queue: OwnedFd,
+    /// Length of the link header.
+    link: usize,
+}
+
+impl Tap {
+    /// Takes over a queue as [`crate::sys::tap::open_queue`] opens them, with a virtio header of 10 bytes.
+    ///
+    /// # Errors
+    /// When it can't be made non-blocking: it is no file that can be read.
+    pub fn new(queue: OwnedFd, layer: Layer) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&queue, true)?;
+        let link = match layer {
+            Layer::Ethernet => ETHERNET,
+            Layer::Ip => 0,
+        };
+        Ok(Self { queue, link })
+    }
+}
+
+impl Queue for Tap {
+    /// # Errors
+    /// `EBADFD` when the device was removed.
+    fn recv(
+        &mut self,
+        pool: &mut Pool,
+        batch: &mut Vec<Packet>,
+        limit: usize,
+        quantum: usize,
+    ) -> io::Result<Readiness> {
+        let mut bytes = 0;
+        let mut left = limit;
+        while left > 0 && bytes < quantum {
+            let mut packet = pool.take();
+            match rustix::io::read(&self.queue, packet.space(self.link + virtio_net::LENGTH)) {
+                Ok(length) => {
+                    finish(&mut packet, length, self.link);
+                    bytes += packet.len();
+                    left -= 1;
+                    batch.push(packet);
+                }
+                Err(error) => {
+                    pool.give(packet);
+                    match error {
+                        Errno::INTR => {}
+                        Errno::AGAIN => return Ok(Readiness::Drained),
+                        error => return Err(error.into()),
+                    }
+                }
+            }
+        }
+        Ok(Readiness::More)
+    }
+
+    fn send(&mut self, packets: &mut [Packet], lost: &mut Vec<Lost>) {
+        for (index, packet) in packets.iter_mut().enumerate() {
+            let header = virtio_net::emit(&packet.offload, self.link, headers(packet));
+            packet.prepend(virtio_net::LENGTH).copy_from_slice(&header);
+            let result = rustix::io::retry_on_intr(|| rustix::io::write(&self.queue, packet.bytes()));
+            packet.unprepend(virtio_net::LENGTH);
+            if let Err(error) = result {
+                lost.push((index, reason(error)));
+            }
+        }
+    }
+
+    fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.queue.as_fd()]
+    }
+}
+
+/// Makes a packet of what was read: a virtio header, then a frame with `link` bytes of link header.
+fn finish(packet: &mut Packet, length: usize, link: usize) {
+    let header = *packet.space(link + virtio_net::LENGTH).first_chunk().expect("headroom holds a virtio header");
+    packet.received(length.saturating_sub(virtio_net::LENGTH), link);
+    packet.offload = virtio_net::parse(&header, link).unwrap_or(UNREADABLE);
+}
+
+/// The length of all headers, which tells the kernel how much of a super-frame to put into one piece of memory
+/// (`tun_alloc_skb`); without it a super-frame would ask for 64 KB in one piece.
+fn headers(packet: &Packet) -> u16 {
+    let (gso, Some(PartialChecksum { start, .. })) = (packet.offload.gso, packet.offload.partial) else { return 0 };
+    let start = usize::from(start);
+    let transport = match gso {
+        Gso::None => return 0,
+        Gso::Tcp4 | Gso::Tcp6 => packet.network().get(start + 12).map_or(20, |byte| usize::from(byte >> 4) * 4),
+        Gso::Udp => 8,
+    };
+    u16::try_from(packet.link().len() + start + transport).unwrap_or(0)
+}
+
+fn reason(error: Errno) -> DropReason {
+    match error {
+        // The interface is down, or gone with its namespace (tests/kernel/write_to_a_tap_that_is_down.rs).
+        Errno::IO | Errno::BADFD => DropReason::PortDown,
+        Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM => DropReason::EgressFull,
+        _ => DropReason::EgressRejected,
+    }
+}

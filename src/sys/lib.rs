@@ -3,5 +3,7 @@
 //! It is a crate of its own so that the CNI plugin, which forbids `unsafe` and must stay small, can open TAPs
 //! without depending on the daemon.
 
+pub mod mmsg;
 pub mod netns;
+pub mod raw;
 pub mod tap;

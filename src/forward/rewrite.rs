@@ -1,0 +1,52 @@
+//! The last step: the header of the next hop. Everything is checked before a byte is changed.
+
+use super::Verdict;
+use crate::drop_reason::DropReason;
+use crate::gso;
+use crate::packet::Packet;
+use crate::table::{Path, Rewrite};
+use crate::wire::header::Header;
+use crate::wire::{checksum, outer};
+
+/// Checks TTL (RFC 1812 §5.3.1) and MTU, then counts the hop and puts the next hop's header in front.
+#[inline]
+pub(super) fn rewrite(packet: &mut Packet, header: &Header, path: &Path) -> Result<Verdict, DropReason> {
+    if header.ttl <= 1 {
+        return Err(DropReason::TtlExpired);
+    }
+    let fits = gso::wire_length(packet, header) <= usize::from(path.mtu);
+    if !fits && header.dont_fragment {
+        return Err(DropReason::TooBig);
+    }
+    count_hop(packet.network_mut(), header.is_ipv6());
+    encapsulate(packet, header, path);
+    Ok(if fits { Verdict::Send(path.port) } else { Verdict::Fragment { port: path.port, mtu: path.mtu } })
+}
+
+/// Replaces whatever is in front of the IP packet by the header of the next hop.
+#[inline]
+pub(super) fn encapsulate(packet: &mut Packet, header: &Header, path: &Path) {
+    packet.strip_link();
+    match &path.rewrite {
+        Rewrite::None => {}
+        Rewrite::Ethernet(bytes) => packet.prepend(bytes.len()).copy_from_slice(bytes),
+        Rewrite::Outer(bytes) => {
+            let front = packet.prepend(bytes.len());
+            front.copy_from_slice(bytes);
+            front[1] = outer::encapsulated_tos(header.tos);
+        }
+    }
+}
+
+#[inline]
+fn count_hop(network: &mut [u8], ipv6: bool) {
+    if ipv6 {
+        network[7] -= 1;
+        return;
+    }
+    let old = u16::from_be_bytes([network[8], network[9]]);
+    network[8] -= 1;
+    let sum = u16::from_be_bytes([network[10], network[11]]);
+    let sum = checksum::update(sum, old, old - 0x100);
+    network[10..12].copy_from_slice(&sum.to_be_bytes());
+}

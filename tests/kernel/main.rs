@@ -1,0 +1,22 @@
+//! The kernel behaviours that tapir relies on, one small program each. A failure names a kernel that behaves
+//! otherwise, and each module says at its head which of our files counts on it.
+//!
+//! They need root and `/dev/net/tun`, and run in network namespaces of their own.
+
+mod namespace;
+mod packets;
+
+mod hdr_len_is_a_hint;
+mod path_mtu_is_ours_to_keep;
+mod pending_error_fails_an_innocent_send;
+mod persist_off_removes_the_device_elsewhere;
+mod persistent_tap_takes_a_queue_again;
+mod queue_opened_inside_pins_the_namespace;
+mod queue_opened_outside_makes_another_device;
+mod raw_socket_hears_merged_frames;
+mod raw_socket_silences_protocol_unreachable;
+mod raw_socket_tells_icmp_errors;
+mod removed_tap_wakes_its_reader;
+mod sent_header_is_completed;
+mod tap_remembers_offloads;
+mod write_to_a_tap_that_is_down;
