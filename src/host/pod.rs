@@ -1,10 +1,10 @@
 //! The TAP in a pod's namespace.
 //!
 //! The plugin makes it; the daemon marks it, opens it again after a restart, and removes it. The mark is the
-//! interface's alias, which names the daemon's instance and the container:
+//! interface's alias. The plugin writes the container there, the daemon adds its instance:
 //!
 //! ```text
-//!  tapir:INSTANCE:CONTAINER[:NAMESPACE/POD]
+//!  tapir:CONTAINER[:INSTANCE[:NAMESPACE/POD]]
 //! ```
 //!
 //! By it a daemon whose state is lost finds its pods again, and no other daemon's. A queue is opened inside the
@@ -16,6 +16,7 @@ use std::os::fd::OwnedFd;
 
 use tapir_cni::mac::Mac as KernelMac;
 use tapir_cni::netlink::{Link, Netlink};
+use tapir_cni::pod as plugin;
 use tapir_cni::protocol::{AttachmentId, PodRef};
 
 use super::{HostError, netns};
@@ -58,18 +59,22 @@ pub struct Found {
 
 /// The mark of a container's interface. The pod is left out where the whole would be too long.
 pub fn mark(instance: &str, id: &AttachmentId, pod: &PodRef) -> String {
-    let mark = format!("tapir:{instance}:{}", id.container_id);
+    let mark = format!("{}:{instance}", plugin::alias(&id.container_id));
     let full = format!("{mark}:{}/{}", pod.namespace, pod.name);
     if pod.name.is_empty() || full.len() > MAX_ALIAS { mark } else { full }
 }
 
 /// Whom a mark of this instance names: container, and pod if it says.
 fn read_mark(alias: &str, instance: &str) -> Option<(String, PodRef)> {
-    let rest = alias.strip_prefix("tapir:")?.strip_prefix(instance)?.strip_prefix(':')?;
-    let (container, pod) = rest.split_once(':').unwrap_or((rest, ""));
+    let mut parts = alias.splitn(4, ':');
+    let (tapir, container, marked) = (parts.next()?, parts.next()?, parts.next()?);
+    if tapir != "tapir" || container.is_empty() || marked != instance {
+        return None;
+    }
+    let pod = parts.next().unwrap_or_default();
     let (namespace, name) = pod.split_once('/').unwrap_or_default();
     let pod = PodRef { namespace: namespace.into(), name: name.into(), uid: String::new() };
-    (!container.is_empty()).then(|| (container.into(), pod))
+    Some((container.into(), pod))
 }
 
 /// Looks at a namespace before an interface is made in it.
@@ -119,7 +124,7 @@ pub fn reattach(interface: &Interface, queues: usize) -> Result<Vec<OwnedFd>, Ho
     netns::run_in(&fd, &interface.netns.path, || {
         let mut netlink = Netlink::open()?;
         let link = find(&mut netlink, interface)?;
-        if link.alias != interface.mark && (!link.alias.is_empty() || link.mac != Some(KernelMac(interface.mac))) {
+        if link.alias != interface.mark {
             return Err(interface.foreign("it has another mark"));
         }
         let open = |_| tap::open_queue(&interface.name, Layer::Ethernet).map(|(queue, _)| queue);
@@ -140,37 +145,26 @@ pub fn reattach(interface: &Interface, queues: usize) -> Result<Vec<OwnedFd>, Ho
 ///
 /// # Errors
 /// [`HostError`]; not for a device that is gone already.
-pub fn remove(queues: Vec<OwnedFd>) -> Result<(), HostError> {
+pub fn remove(interface: &Interface, queues: Vec<OwnedFd>) -> Result<(), HostError> {
     let Some(queue) = queues.first() else { return Ok(()) };
     let Ok(name) = tap::device_name(queue) else { return Ok(()) };
     // Gone with the last descriptor, should the rest fail.
     let _ = tap::set_persistent(queue, false);
     let fd = tap::device_netns(queue).map_err(|source| HostError::NotAQueue { interface: name.clone(), source })?;
-    netns::run_in(&fd, "/proc/self/fd".as_ref(), || delete(&name, |_| true))
+    netns::run_in(&fd, &interface.netns.path, || delete(&name, |_| true))
 }
 
-/// Removes what an ADD that was never finished may have left: a TAP of that name. Before the ADD there was none.
-///
-/// # Errors
-/// [`HostError`]; not when the namespace or the interface is gone.
-pub fn undo(interface: &Interface) -> Result<(), HostError> {
-    if netns::is_gone(&interface.netns) {
-        return Ok(());
-    }
-    let fd = netns::reopen(&interface.netns)?;
-    netns::run_in(&fd, &interface.netns.path, || delete(&interface.name, |link| link.tap))
-}
-
-/// Removes an interface that we have no queue of, if it is the one we know.
+/// Removes an interface that we have no queue of, if it is that container's: what an unfinished ADD has left, or a pod
+/// whose interface could not be opened again.
 ///
 /// # Errors
 /// [`HostError`]; not when the namespace or the interface is gone, or is another.
-pub fn remove_unopened(interface: &Interface) -> Result<(), HostError> {
+pub fn remove_unopened(interface: &Interface, container_id: &str) -> Result<(), HostError> {
     if netns::is_gone(&interface.netns) {
         return Ok(());
     }
     let fd = netns::reopen(&interface.netns)?;
-    let ours = |link: &Link| link.tap && (link.alias == interface.mark || link.mac == Some(KernelMac(interface.mac)));
+    let ours = |link: &Link| plugin::container_of(link) == Some(container_id);
     netns::run_in(&fd, &interface.netns.path, || delete(&interface.name, ours))
 }
 
@@ -243,12 +237,12 @@ mod tests {
         let id = AttachmentId { container_id: "c1".into(), interface: "eth0".into() };
         let pod = PodRef { namespace: "default".into(), name: "web".into(), uid: "u".into() };
         let bare = mark("i1", &id, &PodRef::default());
-        assert_eq!(bare, "tapir:i1:c1");
+        assert_eq!(bare, "tapir:c1:i1");
         assert_eq!(read_mark(&bare, "i1"), Some(("c1".into(), PodRef::default())));
         let full = mark("i1", &id, &pod);
-        assert_eq!(full, "tapir:i1:c1:default/web");
+        assert_eq!(full, "tapir:c1:i1:default/web");
         assert_eq!(read_mark(&full, "i1"), Some(("c1".into(), PodRef { uid: String::new(), ..pod.clone() })));
-        for alias in ["", "tapir:i1", "tapir:i1:", "tapir:i12:c1", "tapir:i2:c1", "i1:c1"] {
+        for alias in ["", "tapir:c1", "tapir:c1:", "tapir:c1:i12", "tapir::i1", "tap:c1:i1", "c1:i1"] {
             assert_eq!(read_mark(alias, "i1"), None, "{alias}");
         }
         let long = PodRef { name: "x".repeat(253), ..pod };
