@@ -55,7 +55,7 @@ pub struct Call {
 #[derive(Debug)]
 pub enum Message {
     /// Somebody asks.
-    Call(Call),
+    Call(Box<Call>),
     /// A connection has ended; no reply to it is waited for.
     Closed(ConnectionId),
 }
@@ -184,7 +184,7 @@ async fn converse(stream: &mut UnixStream, connection: ConnectionId, to: &mpsc::
             }
         };
         let (reply, answer) = oneshot::channel();
-        if to.send(Message::Call(Call { connection, request, queues, reply })).await.is_err() {
+        if to.send(Message::Call(Box::new(Call { connection, request, queues, reply }))).await.is_err() {
             return;
         }
         let Ok(answer) = answer.await else { return };

@@ -5,10 +5,10 @@
 //! every ICMP message to its address; identifier, sequence number and sender tell which is an answer of ours.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::os::fd::OwnedFd;
 
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto};
 
 use super::HostError;
 use crate::wire::checksum::checksum;
@@ -18,71 +18,25 @@ const ECHO_REQUEST: u8 = 8;
 /// ICMP header of an echo (RFC 792).
 const HEADER: usize = 8;
 
-/// An answer to an echo request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EchoReply {
-    /// Who answered.
-    pub from: Ipv4Addr,
-    /// What was asked with.
-    pub sequence: u16,
+/// Opens a non-blocking raw ICMP socket that sends from `source`. What is sent to and received from it is as with
+/// any datagram socket, which is why it has the type of one: messages go out as they are, to any port, and come in
+/// with their IPv4 header.
+///
+/// # Errors
+/// [`HostError::System`]: `EADDRNOTAVAIL` when no interface has `source`, `EPERM` without CAP_NET_RAW.
+pub fn open(source: Ipv4Addr) -> Result<UdpSocket, HostError> {
+    let open = || -> io::Result<OwnedFd> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::RAW, flags, Some(ipproto::ICMP))?;
+        rustix::net::bind(&socket, &SocketAddrV4::new(source, 0))?;
+        Ok(socket)
+    };
+    let action = "open a socket for echo requests";
+    open().map(UdpSocket::from).map_err(|source| HostError::System { action, source })
 }
 
-/// A socket for echo requests and their replies.
-#[derive(Debug)]
-pub struct Echo {
-    socket: OwnedFd,
-    identifier: u16,
-}
-
-impl Echo {
-    /// Opens a non-blocking socket that sends from `source`.
-    ///
-    /// # Errors
-    /// [`HostError::System`]: `EADDRNOTAVAIL` when no interface has `source`, `EPERM` without CAP_NET_RAW.
-    pub fn open(source: Ipv4Addr, identifier: u16) -> Result<Self, HostError> {
-        let open = || -> io::Result<OwnedFd> {
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::RAW, flags, Some(ipproto::ICMP))?;
-            rustix::net::bind(&socket, &SocketAddrV4::new(source, 0))?;
-            Ok(socket)
-        };
-        let action = "open a socket for echo requests";
-        open().map(|socket| Self { socket, identifier }).map_err(|source| HostError::System { action, source })
-    }
-
-    /// Asks once.
-    ///
-    /// # Errors
-    /// That of `sendto(2)`.
-    pub fn request(&self, to: Ipv4Addr, sequence: u16) -> io::Result<()> {
-        let message = request(self.identifier, sequence);
-        rustix::net::sendto(&self.socket, &message, SendFlags::empty(), &SocketAddrV4::new(to, 0))?;
-        Ok(())
-    }
-
-    /// The next answer.
-    ///
-    /// # Errors
-    /// `WouldBlock` when there is none.
-    pub fn reply(&self) -> io::Result<EchoReply> {
-        let mut buffer = [0; 576];
-        loop {
-            let (length, _, from) = rustix::net::recvfrom(&self.socket, &mut buffer[..], RecvFlags::empty())?;
-            let Some(Ok(SocketAddr::V4(from))) = from.map(SocketAddr::try_from) else { continue };
-            if let Some(sequence) = buffer.get(..length).and_then(|packet| parse_reply(packet, self.identifier)) {
-                return Ok(EchoReply { from: *from.ip(), sequence });
-            }
-        }
-    }
-}
-
-impl AsFd for Echo {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-}
-
-fn request(identifier: u16, sequence: u16) -> [u8; HEADER] {
+/// An echo request without data.
+pub fn request(identifier: u16, sequence: u16) -> [u8; HEADER] {
     let mut message = [ECHO_REQUEST, 0, 0, 0, 0, 0, 0, 0];
     message[4..6].copy_from_slice(&identifier.to_be_bytes());
     message[6..8].copy_from_slice(&sequence.to_be_bytes());
@@ -91,10 +45,30 @@ fn request(identifier: u16, sequence: u16) -> [u8; HEADER] {
     message
 }
 
-/// The sequence number of a reply to one of our requests. `packet` starts with its IPv4 header.
-fn parse_reply(packet: &[u8], ours: u16) -> Option<u16> {
+/// The sequence number of the echo reply in an IPv4 packet, if it answers requests with `identifier`.
+pub fn reply(packet: &[u8], identifier: u16) -> Option<u16> {
     let header = usize::from(packet.first()? & 0x0f) * 4;
     let message: &[u8; HEADER] = packet.get(header..)?.first_chunk()?;
-    let identifier = u16::from_be_bytes([message[4], message[5]]);
-    (message[0] == ECHO_REPLY && identifier == ours).then(|| u16::from_be_bytes([message[6], message[7]]))
+    let ours = message[0] == ECHO_REPLY && message[4..6] == identifier.to_be_bytes();
+    ours.then(|| u16::from_be_bytes([message[6], message[7]]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_answer_of_ours_is_one() {
+        let request = request(0x1234, 7);
+        assert_eq!(checksum(&request), 0);
+        let mut packet = vec![0x46; 24];
+        packet.extend(request);
+        assert_eq!(reply(&packet, 0x1234), None, "a request");
+        packet[24] = ECHO_REPLY;
+        assert_eq!(reply(&packet, 0x1234), Some(7));
+        assert_eq!(reply(&packet, 0x1235), None, "somebody else's");
+        for length in 0..packet.len() {
+            assert_eq!(reply(&packet[..length], 0x1234), None);
+        }
+    }
 }
