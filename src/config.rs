@@ -236,6 +236,13 @@ impl Config {
     }
 }
 
+impl Underlay {
+    /// The interface's name; none: it is to be found out.
+    pub fn interface(&self) -> Option<&str> {
+        Some(self.interface.as_str()).filter(|&name| name != "auto")
+    }
+}
+
 impl Node {
     /// Where HTTP is served; none when it is turned off.
     pub fn http(&self) -> Option<SocketAddr> {

@@ -42,7 +42,11 @@ fn the_commands_of_the_guides_work() {
     }
     let lab = format!("docs{}", std::process::id());
     let run = |script: &str| {
-        Command::new("bash").args(["-euo", "pipefail", "-c", script]).current_dir(root()).env("TAPIR_LAB", &lab).output()
+        Command::new("bash")
+            .args(["-euo", "pipefail", "-c", script])
+            .current_dir(root())
+            .env("TAPIR_LAB", &lab)
+            .output()
     };
     for page in pages() {
         let text = std::fs::read_to_string(&page).expect("readable");

@@ -37,6 +37,12 @@ pub mod code {
     pub const CHECK_FAILED: u32 = 100;
     /// Plugin and daemon don't understand each other.
     pub const MISUNDERSTANDING: u32 = 101;
+    /// Every address is in use.
+    pub const NO_FREE_ADDRESS: u32 = 102;
+    /// The wanted address is somebody else's.
+    pub const ADDRESS_IN_USE: u32 = 103;
+    /// The attachment exists: DEL comes first.
+    pub const ATTACHED_ALREADY: u32 = 104;
 }
 
 /// What a verb fails with.

@@ -188,9 +188,10 @@ pub fn alias(container_id: &str) -> String {
     format!("{ALIAS_PREFIX}{container_id}")
 }
 
-/// The container that an interface of ours belongs to; none for an interface that isn't ours.
+/// The container that an interface of ours belongs to; none for an interface that isn't ours. The daemon adds to the
+/// alias, behind another colon.
 pub fn container_of(link: &Link) -> Option<&str> {
-    link.alias.strip_prefix(ALIAS_PREFIX).filter(|_| link.tap)
+    link.alias.strip_prefix(ALIAS_PREFIX).filter(|_| link.tap)?.split(':').next()
 }
 
 /// An interface as it is.

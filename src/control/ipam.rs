@@ -16,20 +16,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use tapir_cni::error::code;
 
 /// How long a freed address is kept from the next pod.
 pub const COOLDOWN: Duration = Duration::from_secs(30);
 /// How many freed addresses are remembered beyond those that cool.
 pub const REMEMBERED: usize = 1024;
-
-/// CNI's "try again later" (SPEC, "Error").
-const TRY_AGAIN: u32 = 11;
-/// CNI's "invalid network config".
-const INVALID_CONFIG: u32 = 7;
-/// Our own: every address is taken, and none will come back by waiting.
-const NO_FREE_ADDRESS: u32 = 100;
-/// Our own: the wanted address is somebody else's.
-const ADDRESS_IN_USE: u32 = 101;
 
 /// Why no address was assigned. Nothing has changed then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -77,7 +69,7 @@ pub enum IpamError {
         /// The node's ranges.
         ranges: String,
     },
-    /// A wanted address that no pod can have: network, broadcast, loopback, multicast.
+    /// A wanted address that no pod can have: network, broadcast, link-local, loopback, multicast.
     #[error("{address} can't be a pod's address")]
     Unusable {
         /// The wanted address.
@@ -106,18 +98,18 @@ pub enum IpamError {
 }
 
 impl IpamError {
-    /// The CNI error code: 7 for what only another config changes, 11 for what passes by itself; tapir's own 100
-    /// when every address is taken and 101 when the wanted one is.
+    /// The CNI error code: 7 for what only another config changes, 11 for what passes by itself, and tapir's own
+    /// for what another pod has.
     pub fn code(&self) -> u32 {
         match self {
             Self::NoRanges
             | Self::Disjoint { .. }
             | Self::BadRange { .. }
             | Self::Outside { .. }
-            | Self::Unusable { .. } => INVALID_CONFIG,
-            Self::Cooling { .. } | Self::Recent { .. } => TRY_AGAIN,
-            Self::Exhausted { .. } => NO_FREE_ADDRESS,
-            Self::Own { .. } | Self::InUse { .. } => ADDRESS_IN_USE,
+            | Self::Unusable { .. } => code::INVALID_CONFIGURATION,
+            Self::Cooling { .. } | Self::Recent { .. } => code::TRY_AGAIN_LATER,
+            Self::Exhausted { .. } => code::NO_FREE_ADDRESS,
+            Self::Own { .. } | Self::InUse { .. } => code::ADDRESS_IN_USE,
         }
     }
 
@@ -353,9 +345,8 @@ impl Ipam {
     }
 
     fn check(&self, address: IpAddr, foreign: bool, now: Duration) -> Result<(), IpamError> {
-        let unicast = !(address.is_unspecified() || address.is_loopback() || address.is_multicast());
         match self.range_of(address) {
-            _ if !unicast => return Err(IpamError::Unusable { address }),
+            _ if !is_for_pods(address) => return Err(IpamError::Unusable { address }),
             None if !foreign => return Err(IpamError::Outside { address, ranges: self.describe(None) }),
             Some(range) if !range.span.contains(address) => return Err(IpamError::Unusable { address }),
             _ => {}
@@ -441,6 +432,14 @@ fn usable(net: IpNet) -> Span {
         IpNet::V6(net) if net.prefix_len() < 127 => Span { ipv6: true, first: first + 1, last },
         IpNet::V6(_) => Span { ipv6: true, first, last },
     }
+}
+
+fn is_for_pods(address: IpAddr) -> bool {
+    let link_local = match address {
+        IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    !(link_local || address.is_unspecified() || address.is_loopback() || address.is_multicast())
 }
 
 fn span(first: IpAddr, last: IpAddr) -> Result<Span, IpamError> {

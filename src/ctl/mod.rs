@@ -71,7 +71,7 @@ pub enum CtlError {
     },
     /// The kernel kept what should be removed.
     #[error(transparent)]
-    Uninstall(#[from] host::UninstallError),
+    Uninstall(#[from] host::HostError),
 }
 
 impl CtlError {

@@ -5,7 +5,7 @@
 
 use std::ffi::c_short;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 
@@ -106,6 +106,20 @@ pub fn device_name(queue: &impl AsFd) -> io::Result<String> {
     }
     let name: Vec<u8> = request.ifr_name.iter().map(|c| c.to_ne_bytes()[0]).take_while(|&c| c != 0).collect();
     Ok(String::from_utf8_lossy(&name).into_owned())
+}
+
+/// The network namespace that a queue's device is in (`TUNGETDEVNETNS`, Linux 5.7), whichever the queue was opened in.
+///
+/// # Errors
+/// `EBADFD` when the device is gone, `ENOTTY` for another kind of file, `EPERM` without CAP_NET_ADMIN there.
+pub fn device_netns(queue: &impl AsFd) -> io::Result<OwnedFd> {
+    // `_IO('T', 227)` (include/uapi/linux/if_tun.h), which libc doesn't have.
+    const TUNGETDEVNETNS: libc::c_ulong = 0x54e3;
+    // SAFETY: TUNGETDEVNETNS takes no argument.
+    let fd = unsafe { libc::ioctl(queue.as_fd().as_raw_fd(), TUNGETDEVNETNS) };
+    check(fd)?;
+    // SAFETY: on success the kernel has made a descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn set_offloads(queue: &OwnedFd) -> io::Result<Offloads> {

@@ -85,10 +85,11 @@ fn needs_a_daemon_that_knows_it_and_forwards() {
     check.fail(100, &["not attached"]);
 
     let daemon = Daemon::good();
-    let (_pod, check) = attached(&daemon);
+    let (pod, check) = attached(&daemon);
     daemon.hush();
     check.fail(100, &["169.254.1.1", "ping"]);
     daemon.drop_queues();
+    while pod.json("link show eth0")[0]["flags"].to_string().contains("LOWER_UP") {}
     check.fail(100, &["carrier"]);
 
     let daemon = Daemon::good();

@@ -31,7 +31,7 @@ fn tells_the_daemon_once_twice_and_without_an_add() {
     call.verb("ADD").result();
     call.succeed();
     call.succeed();
-    assert_eq!(pod.links(), [""; 0]);
+    pod.settles(&[]);
     let netns = pod.path().to_str().unwrap().to_owned();
     assert_eq!(daemon.requests().iter().filter(|request| **request == Request::Del(del(&netns))).count(), 3);
 }
@@ -71,7 +71,7 @@ fn without_a_daemon_it_is_queued_and_the_interface_removed() {
     call.succeed();
     call.succeed();
     assert_eq!(queued(&daemon.socket), [del(pod.path().to_str().unwrap())]);
-    assert_eq!(pod.links(), [""; 0]);
+    pod.settles(&[]);
 }
 
 #[test]

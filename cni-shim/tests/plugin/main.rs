@@ -9,6 +9,7 @@ mod check;
 mod daemon;
 mod del;
 mod ipam;
+mod kernel;
 mod mutated;
 mod namespace;
 mod netlink;

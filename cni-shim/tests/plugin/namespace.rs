@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -41,6 +43,16 @@ impl Namespace {
 
     pub fn set_sysctl(&self, key: &str, value: &str) {
         run(&["ip", "netns", "exec", &self.name, "sh", "-c", &format!("echo {value} > /proc/sys/{key}")]);
+    }
+
+    /// Waits until these are all links but loopback. A process that another test is just starting has every
+    /// descriptor of this one until it executes, so a device may outlive its last queue by a moment.
+    pub fn settles(&self, names: &[&str]) {
+        let end = Instant::now() + Duration::from_secs(2);
+        while self.links() != names {
+            assert!(Instant::now() < end, "{:?} instead of {names:?}", self.links());
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// The names of all links but loopback.

@@ -42,6 +42,8 @@ fn links() {
     let link = netlink.link("eth0").unwrap().unwrap();
     assert_eq!((link.mac, link.mtu, link.up, link.carrier), (Some(mac), 1400, true, true));
     assert_eq!(link.alias, "tapir:c1");
+    netlink.set_alias(&link, &"x".repeat(254)).unwrap();
+    assert!(netlink.set_alias(&link, &"x".repeat(255)).is_err());
     let mut names: Vec<String> = netlink.links().unwrap().into_iter().map(|link| link.name).collect();
     names.sort();
     assert_eq!(names, ["eth0", "lo", "other"]);

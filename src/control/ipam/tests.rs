@@ -42,7 +42,7 @@ fn a_freed_address_cools_and_the_oldest_comes_back_first() {
     let mut ipam = ipam(&["10.0.0.0/29"]);
     let all: Vec<_> = (2..=6).map(|_| assign_one(&mut ipam, START).unwrap()).collect();
     let error = assign_one(&mut ipam, START).unwrap_err();
-    assert_eq!(error.code(), 100);
+    assert_eq!(error.code(), code::NO_FREE_ADDRESS);
     assert_eq!(error.to_string(), "no free IPv4 address in 10.0.0.0/29: all are in use");
     assert!(ipam.release(all[3], START));
     assert!(ipam.release(all[1], START + Duration::from_millis(1500)));
@@ -71,7 +71,7 @@ fn a_wanted_range_narrows_the_choice() {
     let mut ipam = ipam(&["10.0.0.0/24", "fd00::/64"]);
     assert_eq!(ipam.assign(&[(ip("10.0.0.100"), ip("10.0.0.101"))], START), Ok(vec![ip("10.0.0.100")]));
     assert_eq!(ipam.assign(&[(ip("10.0.0.100"), ip("10.0.0.101"))], START), Ok(vec![ip("10.0.0.101")]));
-    assert_eq!(ipam.assign(&[(ip("10.0.0.100"), ip("10.0.0.101"))], START).unwrap_err().code(), 100);
+    assert_eq!(ipam.assign(&[(ip("10.0.0.100"), ip("10.0.0.101"))], START).unwrap_err().code(), code::NO_FREE_ADDRESS);
     assert_eq!(ipam.assign(&[], START), Ok(vec![ip("10.0.0.2"), ip("fd00::2")]));
     let outside = ipam.assign(&[(ip("10.9.0.1"), ip("10.9.0.9"))], START).unwrap_err();
     assert_eq!(outside.code(), 7);
@@ -95,6 +95,8 @@ fn a_wanted_address_must_be_this_nodes_and_free() {
         ("10.0.0.0", IpamError::Unusable { address: ip("10.0.0.0") }),
         ("10.0.0.255", IpamError::Unusable { address: ip("10.0.0.255") }),
         ("224.0.0.1", IpamError::Unusable { address: ip("224.0.0.1") }),
+        ("169.254.1.1", IpamError::Unusable { address: ip("169.254.1.1") }),
+        ("fe80::1", IpamError::Unusable { address: ip("fe80::1") }),
         ("10.0.1.9", IpamError::Outside { address: ip("10.0.1.9"), ranges: "10.0.0.0/24".into() }),
         ("fd00::1", IpamError::Outside { address: ip("fd00::1"), ranges: "10.0.0.0/24".into() }),
     ] {

@@ -1,1 +1,0 @@
-//! Wiring and the one control loop.

@@ -1,0 +1,260 @@
+//! What `tapirctl` and HTTP ask.
+
+use std::net::IpAddr;
+
+use tapir_cni::error::code;
+use tapir_cni::protocol::{Refusal, Request};
+
+use super::attachment::Stage;
+use super::verbs::refusal;
+use super::{Daemon, Done};
+use crate::api::http::Query;
+use crate::api::liveness::State;
+use crate::api::metrics::{Port, Snapshot};
+use crate::api::routes;
+use crate::api::types::{Assignment, Block, Endpoint, Ipam, Peer, PeerCount, Pool, Status, Store, Tunnel};
+use crate::control::{ipam, mac};
+use crate::host::clock;
+use crate::table::PortId;
+
+impl Daemon {
+    /// Answers what only reads; and `ipam release`.
+    pub(super) fn answer(&mut self, request: Request, done: Done) {
+        match request {
+            Request::Status => done.answer(Ok(self.status())),
+            Request::Endpoints => done.answer(Ok(self.endpoints())),
+            Request::Routes { prefix, fib: false } => done.answer(Ok(routes::known(&self.desired, prefix))),
+            Request::Routes { prefix, fib: true } => {
+                done.answer(Ok(routes::forwarded(&self.desired, &self.publisher.snapshot(), prefix)));
+            }
+            Request::RouteGet { address } => {
+                let route = routes::get(&self.desired, &self.publisher.snapshot(), address);
+                let unrouted = || refusal(code::IO_FAILURE, format!("no route to {address}"), "");
+                done.answer(route.ok_or_else(unrouted));
+            }
+            Request::Peers => done.answer(Ok(self.peers())),
+            Request::IpamShow => done.answer(Ok(self.ipam())),
+            Request::IpamRelease { address } => self.release(address, done),
+            Request::Drops { after } => {
+                self.take_drops();
+                done.answer(Ok(self.history.answer(self.worker.stats(), after)));
+            }
+            Request::Add(_)
+            | Request::Attach(_)
+            | Request::Del(_)
+            | Request::Check { .. }
+            | Request::Gc { .. }
+            | Request::Ready => unreachable!("the plugin's verbs are taken in elsewhere"),
+        }
+    }
+
+    /// Answers HTTP.
+    pub(super) fn inform(&mut self, query: Query) {
+        match query {
+            Query::Problems(to) => drop(to.send(self.all_problems())),
+            Query::Metrics(to) => {
+                let snapshot = Snapshot {
+                    status: self.status(),
+                    peers: self.peers(),
+                    ipam: self.ipam(),
+                    drops: self.history.answer(self.worker.stats(), u64::MAX),
+                    ports: self.ports(),
+                };
+                drop(to.send(snapshot));
+            }
+        }
+    }
+
+    /// Takes the worker's last drops into the history.
+    pub(super) fn take_drops(&mut self) {
+        let attachments = &self.attachments;
+        self.history.take(self.worker.stats(), |port| match port {
+            PortId::TUNNEL => "tunnel".into(),
+            PortId::HOST => "host".into(),
+            port => {
+                let pod = attachments.values().find(|attachment| attachment.record.port == port.0);
+                pod.map_or_else(|| format!("port {port}, gone"), |attachment| attachment.endpoint().name())
+            }
+        });
+    }
+
+    /// Everything that is wrong, in words.
+    fn all_problems(&self) -> Vec<String> {
+        let detached = self.attachments.values().filter_map(|attachment| match &attachment.stage {
+            Stage::Detached { cause, .. } => Some(format!("{} is detached: {cause}", attachment.endpoint().name())),
+            _ => None,
+        });
+        self.problems.values().flatten().cloned().chain(detached).collect()
+    }
+
+    fn status(&self) -> Status {
+        let now = clock::now();
+        let problems = self.all_problems();
+        let states: Vec<State> = self.states().collect();
+        let count = |wanted| states.iter().filter(|state| **state == wanted).count();
+        Status {
+            node: self.config.node.name.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            uptime_s: now.saturating_sub(self.started).as_secs(),
+            ready: problems.is_empty() && self.links.host && self.links.tunnel,
+            problems,
+            tunnel: Tunnel {
+                backend: "raw".into(),
+                reason: "the one backend of this version".into(),
+                address: self.desired.underlay().address,
+                mtu: self.desired.tunnel_mtu(),
+            },
+            workers: 1,
+            store: Store {
+                kind: "embedded".into(),
+                age_s: now.saturating_sub(self.saved).as_secs(),
+                reachable: !self.problems.contains_key("store"),
+            },
+            peers: PeerCount { up: count(State::Up), down: count(State::Down) },
+            endpoints: self.attachments.len(),
+        }
+    }
+
+    fn states(&self) -> impl Iterator<Item = State> {
+        let peers = self.desired.topology().peers.iter();
+        peers.map(|peer| self.prober.liveness(peer.address).map_or(State::Unknown, |liveness| liveness.state()))
+    }
+
+    fn endpoints(&self) -> Vec<Endpoint> {
+        let row = |attachment: &super::Attachment| {
+            let (record, counters) = (&attachment.record, &attachment.counters);
+            let state = match attachment.stage {
+                Stage::Pending { .. } | Stage::Adopting { .. } => "pending",
+                Stage::Attached { .. } => "attached",
+                Stage::Detached { .. } => "detached",
+                Stage::Removing => "removing",
+            };
+            Endpoint {
+                namespace: record.pod.namespace.clone(),
+                pod: record.pod.name.clone(),
+                container_id: record.id.container_id.clone(),
+                interface: record.id.interface.clone(),
+                addresses: record.addresses.clone(),
+                mac: mac::format(record.mac),
+                mtu: record.mtu,
+                node: self.config.node.name.clone(),
+                state: state.into(),
+                port: record.port,
+                rx_packets: counters.rx_packets.get(),
+                rx_bytes: counters.rx_bytes.get(),
+                tx_packets: counters.tx_packets.get(),
+                tx_bytes: counters.tx_bytes.get(),
+                drops: counters.dropped(),
+            }
+        };
+        self.attachments.values().map(row).collect()
+    }
+
+    fn ports(&self) -> Vec<Port> {
+        let named = |name: &str| Port { name: name.into(), ..Port::default() };
+        let mut ports = vec![
+            named("tunnel").counted(&self.links.tunnel_counters),
+            named("host").counted(&self.links.host_counters),
+        ];
+        ports.extend(self.attachments.values().map(|attachment| {
+            let record = &attachment.record;
+            let port = Port {
+                name: attachment.endpoint().name(),
+                namespace: record.pod.namespace.clone(),
+                pod: record.pod.name.clone(),
+                container_id: record.id.container_id.clone(),
+                interface: record.id.interface.clone(),
+                ..Port::default()
+            };
+            port.counted(&attachment.counters)
+        }));
+        ports
+    }
+
+    fn peers(&self) -> Vec<Peer> {
+        let now = clock::now();
+        let row = |peer: &crate::control::Peer| {
+            let liveness = self.prober.liveness(peer.address);
+            let has_ipv4 = peer.pods.iter().any(|range| range.addr().is_ipv4());
+            let unprobed = if has_ipv4 { "not probed yet" } else { "it has no IPv4 range to probe" };
+            let cause = liveness.filter(|_| has_ipv4).map_or_else(|| unprobed.into(), |liveness| liveness.cause(now));
+            Peer {
+                name: peer.name.clone(),
+                address: peer.address,
+                encapsulation: "ipip".into(),
+                state: liveness.map_or(State::Unknown, |liveness| liveness.state()).name().into(),
+                cause,
+                rtt_us: liveness
+                    .and_then(|liveness| liveness.round_trip())
+                    .map(|trip| u64::try_from(trip.as_micros()).unwrap_or(u64::MAX)),
+                loss: liveness.map_or(0.0, |liveness| liveness.loss()),
+                mtu: self.desired.peer_mtu(peer.address),
+                last_seen: liveness
+                    .and_then(|liveness| liveness.last_seen())
+                    .map(|last| now.saturating_sub(last).as_secs()),
+                pods: peer.pods.clone(),
+            }
+        };
+        self.desired.topology().peers.iter().map(row).collect()
+    }
+
+    fn ipam(&self) -> Ipam {
+        let topology = self.desired.topology();
+        let assigned: Vec<IpAddr> = self.ipam.assigned().chain(self.ipam.own().iter().copied()).collect();
+        let used = |net: &ipnet::IpNet| assigned.iter().filter(|&address| net.contains(address)).count() as u64;
+        let node = &self.config.node.name;
+        let own = self.ipam.own().iter().map(|&address| Assignment {
+            address,
+            container_id: String::new(),
+            interface: crate::host::tapir0::NAME.into(),
+        });
+        let pods = self.attachments.values().flat_map(|attachment| {
+            let id = &attachment.record.id;
+            attachment.record.addresses.iter().map(|&address| Assignment {
+                address,
+                container_id: id.container_id.clone(),
+                interface: id.interface.clone(),
+            })
+        });
+        let mut assignments: Vec<Assignment> = own.chain(pods).collect();
+        assignments.sort_by_key(|assignment| assignment.address);
+        let theirs = topology
+            .peers
+            .iter()
+            .flat_map(|peer| peer.pods.iter().map(|&cidr| Block { cidr, node: peer.name.clone(), used: 0 }));
+        let pool = |&cidr: &ipnet::IpNet| Pool { cidr, size: ipam::size(cidr), used: used(&cidr) };
+        let block = |&cidr: &ipnet::IpNet| Block { cidr, node: node.clone(), used: used(&cidr) };
+        Ipam {
+            pools: topology.pools.iter().map(pool).collect(),
+            blocks: topology.ranges.iter().map(block).chain(theirs).collect(),
+            assignments,
+            cooling: self.ipam.cooling(clock::now()).collect(),
+        }
+    }
+
+    /// Gives an address back by hand: one that cools at once, one of a pod only when the pod is cut off anyway.
+    fn release(&mut self, address: IpAddr, done: Done) {
+        let refuse = |done: Done, message: String, details: &str| {
+            done.answer(Err::<(), Refusal>(refusal(code::ADDRESS_IN_USE, message, details)));
+        };
+        if self.ipam.own().contains(&address) {
+            return refuse(done, format!("{address} is this node's own address"), "");
+        }
+        let owner = self.attachments.values().find(|attachment| attachment.record.addresses.contains(&address));
+        if let Some(owner) = owner {
+            let id = owner.record.id.clone();
+            return match owner.stage {
+                Stage::Detached { .. } | Stage::Removing => self.del(&id, done),
+                Stage::Pending { .. } | Stage::Adopting { .. } | Stage::Attached { .. } => {
+                    let message = format!("{address} is in use by {} ({})", owner.endpoint().name(), id.container_id);
+                    refuse(done, message, "delete the pod");
+                }
+            };
+        }
+        if self.ipam.stop_cooling(address, clock::now()) {
+            self.dirty = true;
+            return self.defer(done, ());
+        }
+        refuse(done, format!("{address} is not assigned on this node"), "see tapirctl ipam show");
+    }
+}

@@ -1,0 +1,209 @@
+//! Attachments: their stages, and the jobs that take them from one to the next.
+
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use tapir_cni::protocol::{Add, AttachmentId};
+
+use super::{Daemon, Done};
+use crate::cni::ConnectionId;
+use crate::control::{Endpoint, Event, Namespace, Underlay};
+use crate::host::{HostError, clock, pod};
+use crate::io::tap::Tap;
+use crate::stats::PortCounters;
+use crate::store::{FreedRecord, Phase, Record, State};
+use crate::sys::tap::Layer;
+use crate::table::PortId;
+use crate::worker::WorkerError;
+
+/// How many queues a pod's TAP has: one for each worker.
+pub(super) const QUEUES: u16 = 1;
+
+/// One interface of one container.
+#[derive(Debug)]
+pub(super) struct Attachment {
+    pub record: Record,
+    pub stage: Stage,
+    pub counters: Arc<PortCounters>,
+}
+
+/// How far an attachment has come.
+#[derive(Debug)]
+pub(super) enum Stage {
+    /// The plugin wires the pod.
+    Pending { connection: ConnectionId },
+    /// The queues are here, and being looked at.
+    Adopting { connection: ConnectionId },
+    /// Packets flow. The queues are the worker's; these are other descriptors of the same.
+    Attached { queues: Vec<OwnedFd> },
+    /// The interface should be there, but has no queue open.
+    Detached { cause: String, trying: bool },
+    /// Its interface is being removed.
+    Removing,
+}
+
+/// Something that waits for attachments to be gone.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub ids: BTreeSet<AttachmentId>,
+    pub done: Done,
+}
+
+/// What a job has done.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// A namespace was looked at, for an ADD.
+    Inspected { add: Box<Add>, connection: ConnectionId, done: Done, result: Result<Namespace, HostError> },
+    /// A queue from the plugin was looked at, and its interface marked.
+    Adopted {
+        id: AttachmentId,
+        connection: ConnectionId,
+        queues: Vec<OwnedFd>,
+        done: Done,
+        result: Result<(), HostError>,
+    },
+    /// An interface was opened again.
+    Reattached { id: AttachmentId, result: Result<Vec<OwnedFd>, HostError> },
+    /// An interface was removed.
+    Removed { id: AttachmentId, result: Result<(), HostError> },
+    /// The paths of namespaces were looked at: these are gone.
+    Watched { gone: Vec<AttachmentId> },
+    /// The host's side was looked at, and set right.
+    Reconciled { underlay: Result<Underlay, HostError>, host: Result<(Option<OwnedFd>, Vec<HostError>), HostError> },
+}
+
+/// Why a pod's port can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectError {
+    /// The queue.
+    #[error("can't use the queue: {0}")]
+    Queue(#[from] std::io::Error),
+    /// The worker.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+}
+
+impl Attachment {
+    pub fn new(record: Record, stage: Stage) -> Self {
+        Self { record, stage, counters: Arc::default() }
+    }
+
+    /// As forwarding and people see it.
+    pub fn endpoint(&self) -> Endpoint {
+        self.record.endpoint()
+    }
+
+    /// Its interface in the pod.
+    pub fn interface(&self, instance: &str) -> pod::Interface {
+        interface(&self.record, instance)
+    }
+}
+
+/// The interface of a record, with its mark.
+pub(super) fn interface(record: &Record, instance: &str) -> pod::Interface {
+    pod::Interface {
+        netns: record.netns.clone(),
+        name: record.id.interface.clone(),
+        mac: record.mac,
+        mark: pod::mark(instance, &record.id, &record.pod),
+    }
+}
+
+impl Daemon {
+    /// The state as it has to be on disk.
+    pub(super) fn state(&self) -> State {
+        let milliseconds = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        State {
+            boot: self.boot.clone(),
+            attachments: self.attachments.values().map(|attachment| attachment.record.clone()).collect(),
+            freed: self
+                .ipam
+                .freed()
+                .map(|freed| FreedRecord { address: freed.address, at_ms: milliseconds(freed.at) })
+                .collect(),
+        }
+    }
+
+    /// Opens a pod's port: from here on packets flow.
+    pub(super) fn connect(&mut self, id: &AttachmentId, queues: Vec<OwnedFd>) -> Result<(), ConnectError> {
+        let Some(attachment) = self.attachments.get_mut(id) else { return Ok(()) };
+        let endpoint = attachment.endpoint();
+        let port = endpoint.port;
+        let queue = queues.first().ok_or(std::io::ErrorKind::NotFound).map_err(std::io::Error::from)?;
+        let queue = Box::new(Tap::new(queue.try_clone()?, Layer::Ethernet)?);
+        let counters = attachment.counters.clone();
+        self.apply(Event::Attached(endpoint));
+        if let Err(error) = self.worker.add_port(port, queue, counters) {
+            self.apply(Event::Detached(id.clone()));
+            return Err(error.into());
+        }
+        if let Some(attachment) = self.attachments.get_mut(id) {
+            attachment.record.phase = Phase::Attached;
+            attachment.stage = Stage::Attached { queues };
+        }
+        Ok(())
+    }
+
+    /// Closes a pod's port: nothing reaches it any more, and nothing comes from it.
+    pub(super) fn disconnect(&mut self, id: &AttachmentId, port: PortId) {
+        self.apply(Event::Detached(id.clone()));
+        if let Err(error) = self.worker.remove_port(port) {
+            tracing::error!(%error, %port, "can't take a port from the worker");
+        }
+    }
+
+    /// Starts to remove an attachment, if there is one that isn't being removed; [`Outcome::Removed`] follows.
+    pub(super) fn remove(&mut self, id: &AttachmentId) {
+        let Some(attachment) = self.attachments.get_mut(id) else { return };
+        let interface = attachment.interface(self.store.instance());
+        let port = PortId(attachment.record.port);
+        let stage = std::mem::replace(&mut attachment.stage, Stage::Removing);
+        let id = id.clone();
+        match stage {
+            Stage::Removing => {}
+            Stage::Attached { queues } => {
+                self.disconnect(&id, port);
+                self.jobs.spawn_blocking(move || {
+                    let result = pod::remove(&interface, queues);
+                    Outcome::Removed { id, result }
+                });
+            }
+            Stage::Pending { .. } | Stage::Adopting { .. } | Stage::Detached { .. } => {
+                self.jobs.spawn_blocking(move || {
+                    let result = pod::remove_unopened(&interface, &id.container_id);
+                    Outcome::Removed { id, result }
+                });
+            }
+        }
+    }
+
+    /// An interface is gone: so is the attachment, and its addresses cool.
+    pub(super) fn removed(&mut self, id: &AttachmentId, result: Result<(), HostError>) {
+        if let Err(error) = result {
+            tracing::warn!(%error, container = id.container_id, "an interface could not be removed; it is cut off");
+        }
+        let Some(attachment) = self.attachments.remove(id) else { return };
+        let now = clock::now();
+        for &address in &attachment.record.addresses {
+            self.ipam.release(address, now);
+        }
+        tracing::info!(endpoint = attachment.endpoint().name(), container = id.container_id, "detached");
+        self.dirty = true;
+        for waiting in &mut self.waiting {
+            waiting.ids.remove(id);
+        }
+        let (over, still) = std::mem::take(&mut self.waiting).into_iter().partition(|waiting| waiting.ids.is_empty());
+        self.waiting = still;
+        let over: Vec<Waiting> = over;
+        for waiting in over {
+            self.defer(waiting.done, ());
+        }
+    }
+
+    /// The lowest port number that is free.
+    pub(super) fn free_port(&self) -> u32 {
+        let taken: BTreeSet<u32> = self.attachments.values().map(|attachment| attachment.record.port).collect();
+        (PortId::FIRST_POD.0..).find(|port| !taken.contains(port)).expect("there are fewer ports than numbers")
+    }
+}

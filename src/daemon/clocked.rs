@@ -1,0 +1,291 @@
+//! What is looked at now and then, because nobody tells; and what the worker tells.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use super::attachment::{Attachment, Outcome, QUEUES, Stage};
+use super::{Daemon, notify};
+use crate::api::liveness;
+use crate::control::{Event, MIN_MTU_V6, Namespace, Underlay};
+use crate::host::{HostError, clock, netns, pod, tapir0, underlay};
+use crate::io::TunnelError;
+use crate::io::tap::Tap;
+use crate::io::tunnel_raw::TunnelRaw;
+use crate::sys::tap::Layer;
+use crate::table::PortId;
+
+/// How often the paths of namespaces are looked at. One that is gone is let go within this and the work it takes.
+const WATCH: Duration = Duration::from_secs(2);
+/// How often underlay and `tapir0` are looked at.
+const RECONCILE: Duration = Duration::from_secs(5);
+/// How often a detached pod is tried again.
+const RETRY: Duration = Duration::from_secs(10);
+/// ICMPv4 Destination Unreachable, Fragmentation Needed (RFC 792, RFC 1191).
+const TOO_BIG: (u8, u8) = (3, 4);
+
+/// When each is due next, since boot; and which are under way.
+#[derive(Debug, Default)]
+pub(super) struct Clocked {
+    watch: Duration,
+    watching: bool,
+    reconcile: Duration,
+    reconciling: bool,
+    retry: Duration,
+}
+
+fn is_due(next: &mut Duration, interval: Duration, now: Duration) -> bool {
+    let due = now >= *next;
+    if due {
+        *next = now + interval;
+    }
+    due
+}
+
+impl Daemon {
+    /// Once a second.
+    pub(super) fn tick(&mut self) {
+        let now = clock::now();
+        self.apply(Event::Tick { now });
+        self.take_drops();
+        self.replay_queue();
+        if !self.clocked.watching && is_due(&mut self.clocked.watch, WATCH, now) {
+            self.watch();
+        }
+        if is_due(&mut self.clocked.reconcile, RECONCILE, now) {
+            self.reconcile();
+        }
+        if is_due(&mut self.clocked.retry, RETRY, now) {
+            self.retry();
+        }
+        let source = self.desired.own_v4().filter(|_| self.links.host);
+        self.prober.probe(source, &self.desired.topology().peers, now);
+        notify(&[sd_notify::NotifyState::Watchdog]);
+    }
+
+    /// Takes in what a job has done.
+    pub(super) fn finish(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Inspected { add, connection, done, result } => self.inspected(*add, connection, done, result),
+            Outcome::Adopted { id, connection, queues, done, result } => {
+                self.adopted(id, connection, queues, done, result);
+            }
+            Outcome::Removed { id, result } => self.removed(&id, result),
+            Outcome::Reattached { id, result } => self.reattached(&id, result),
+            Outcome::Watched { gone } => {
+                self.clocked.watching = false;
+                for id in gone {
+                    tracing::info!(container = id.container_id, "the namespace is gone without a DEL; letting go");
+                    self.remove(&id);
+                }
+            }
+            Outcome::Reconciled { underlay, host } => {
+                self.clocked.reconciling = false;
+                self.reconciled(underlay, host);
+            }
+        }
+    }
+
+    fn watch(&mut self) {
+        let settled = self.attachments.iter().filter(|(_, attachment)| match attachment.stage {
+            Stage::Attached { .. } | Stage::Detached { .. } => true,
+            Stage::Pending { .. } | Stage::Adopting { .. } | Stage::Removing => false,
+        });
+        let watched: Vec<(_, Namespace)> =
+            settled.map(|(id, attachment)| (id.clone(), attachment.record.netns.clone())).collect();
+        if watched.is_empty() {
+            return;
+        }
+        self.clocked.watching = true;
+        self.jobs.spawn_blocking(move || {
+            let gone = watched.into_iter().filter(|(_, netns)| netns::is_gone(netns));
+            Outcome::Watched { gone: gone.map(|(id, _)| id).collect() }
+        });
+    }
+
+    /// Looks at the underlay, and makes `tapir0` what it should be.
+    pub(super) fn reconcile(&mut self) {
+        if std::mem::replace(&mut self.clocked.reconciling, true) {
+            return;
+        }
+        let interface = self.config.underlay.interface().map(str::to_owned);
+        let address = self.desired.underlay().address;
+        let wanted = self.wanted_host();
+        let missing = !self.links.host;
+        self.jobs.spawn_blocking(move || {
+            let underlay = underlay::detect(interface.as_deref(), Some(address));
+            let open = || -> Result<(Option<OwnedFd>, Vec<HostError>), HostError> {
+                let queue = if missing { Some(tapir0::open()?) } else { None };
+                Ok((queue, tapir0::reconcile(&wanted)?))
+            };
+            Outcome::Reconciled { underlay, host: open() }
+        });
+    }
+
+    /// What `tapir0` should be.
+    pub(super) fn wanted_host(&self) -> tapir0::Wanted {
+        tapir0::Wanted {
+            addresses: self.ipam.own().to_vec(),
+            mtu: self.desired.pod_mtu(),
+            pools: self.desired.topology().pools.clone(),
+        }
+    }
+
+    fn reconciled(
+        &mut self,
+        underlay: Result<Underlay, HostError>,
+        host: Result<(Option<OwnedFd>, Vec<HostError>), HostError>,
+    ) {
+        match underlay {
+            Ok(underlay) => {
+                let (known, found) = (self.desired.underlay().mtu, underlay.mtu);
+                if known != found {
+                    tracing::info!(
+                        interface = underlay.interface,
+                        from = known,
+                        to = found,
+                        "the underlay's MTU changed"
+                    );
+                }
+                self.apply(Event::Underlay(underlay));
+                self.note("underlay", self.mtu_problem());
+            }
+            Err(error) => self.note("underlay", vec![error.to_string()]),
+        }
+        let mut problems = match host {
+            Ok((queue, problems)) => {
+                if let Some(queue) = queue {
+                    self.open_host(queue);
+                }
+                problems.iter().map(HostError::to_string).collect()
+            }
+            Err(error) => vec![error.to_string()],
+        };
+        if !self.links.host && problems.is_empty() {
+            problems.push("tapir0 could not be opened; see the log".into());
+        }
+        self.note("tapir0", problems);
+        if !self.links.tunnel {
+            self.open_tunnel();
+        }
+    }
+
+    fn mtu_problem(&self) -> Vec<String> {
+        let mtu = self.desired.tunnel_mtu();
+        let pool = self.desired.topology().pools.iter().find(|pool| pool.addr().is_ipv6());
+        let pool = pool.filter(|_| mtu < MIN_MTU_V6);
+        let problem = |pool| format!("the tunnel's MTU is {mtu}, IPv6 needs {MIN_MTU_V6}, and {pool} is a pool");
+        pool.map(problem).into_iter().collect()
+    }
+
+    /// Gives the worker `tapir0`.
+    pub(super) fn open_host(&mut self, queue: OwnedFd) {
+        let counters = self.links.host_counters.clone();
+        let added = Tap::new(queue, Layer::Ip)
+            .map_err(|error| error.to_string())
+            .and_then(|tap| self.worker.add_port(PortId::HOST, Box::new(tap), counters).map_err(|e| e.to_string()));
+        match added {
+            Ok(()) => self.links.host = true,
+            Err(error) => tracing::error!(error, "can't use tapir0; trying again in {RECONCILE:?}"),
+        }
+    }
+
+    /// Gives the worker the tunnel.
+    pub(super) fn open_tunnel(&mut self) {
+        let counters = self.links.tunnel_counters.clone();
+        let opened = TunnelRaw::open(self.desired.underlay().address, self.desired.tunnel_mtu())
+            .map_err(|error| error.to_string())
+            .and_then(|tunnel| {
+                self.worker.add_port(PortId::TUNNEL, Box::new(tunnel), counters).map_err(|error| error.to_string())
+            });
+        self.links.tunnel = opened.is_ok();
+        let problems = opened.err().map(|error| format!("the tunnel can't be opened: {error}"));
+        self.note("tunnel", problems.into_iter().collect());
+    }
+
+    fn retry(&mut self) {
+        let instance = self.store.instance().to_owned();
+        for (id, attachment) in &mut self.attachments {
+            let interface = attachment.interface(&instance);
+            let Stage::Detached { trying: trying @ false, .. } = &mut attachment.stage else { continue };
+            *trying = true;
+            let id = id.clone();
+            self.jobs.spawn_blocking(move || {
+                let result = pod::reattach(&interface, QUEUES.into());
+                Outcome::Reattached { id, result }
+            });
+        }
+    }
+
+    fn reattached(&mut self, id: &tapir_cni::protocol::AttachmentId, result: Result<Vec<OwnedFd>, HostError>) {
+        let Some(attachment) = self.attachments.get_mut(id) else { return };
+        let Stage::Detached { trying, .. } = &mut attachment.stage else { return };
+        *trying = false;
+        let reason = match result {
+            Err(error) => error.to_string(),
+            Ok(queues) => match self.connect(id, queues) {
+                Ok(()) => return tracing::info!(container = id.container_id, "attached again"),
+                Err(error) => error.to_string(),
+            },
+        };
+        if let Some(Attachment { stage: Stage::Detached { cause, .. }, .. }) = self.attachments.get_mut(id) {
+            *cause = reason;
+        }
+    }
+
+    /// A port's device is gone; the worker has closed its queue.
+    pub(super) fn port_failed(&mut self, port: PortId, error: &io::Error) {
+        match port {
+            PortId::HOST => {
+                tracing::warn!(%error, "tapir0 is gone; making it again");
+                self.links.host = false;
+                self.reconcile();
+            }
+            PortId::TUNNEL => {
+                tracing::error!(%error, "the tunnel's sockets failed; opening them again");
+                self.links.tunnel = false;
+                self.open_tunnel();
+            }
+            port => {
+                let attachment = self.attachments.values_mut().find(|attachment| attachment.record.port == port.0);
+                // One that is being removed fails too.
+                let Some(attachment) = attachment.filter(|one| matches!(one.stage, Stage::Attached { .. })) else {
+                    return;
+                };
+                let endpoint = attachment.endpoint();
+                tracing::warn!(endpoint = endpoint.name(), container = endpoint.id.container_id, %error, "a pod's interface is gone");
+                attachment.stage = Stage::Detached { cause: format!("its interface is gone: {error}"), trying: false };
+                self.apply(Event::Detached(endpoint.id));
+            }
+        }
+    }
+
+    /// The underlay said something about a packet of the tunnel.
+    pub(super) fn heed(&mut self, error: &TunnelError) {
+        let now = clock::now();
+        if (error.kind, error.code) == TOO_BIG {
+            let before = self.desired.peer_mtu(error.peer);
+            self.apply(Event::PacketTooBig { peer: error.peer, mtu: error.mtu, now });
+            let after = self.desired.peer_mtu(error.peer);
+            if before != after {
+                tracing::info!(peer = %error.peer, from = before, to = after, "the path to a node is narrower");
+            }
+        } else if let Some(cause) = liveness::explain(error.kind, error.code, error.offender) {
+            self.prober.explained(error.peer, cause, now);
+        }
+    }
+
+    /// Notes what is wrong with a part of the node, and says so when that is news.
+    pub(super) fn note(&mut self, part: &'static str, problems: Vec<String>) {
+        let before = self.problems.remove(part).unwrap_or_default();
+        for problem in problems.iter().filter(|problem| !before.contains(problem)) {
+            tracing::warn!(part, "{problem}");
+        }
+        if problems.is_empty() && !before.is_empty() {
+            tracing::info!(part, "all is well again");
+        }
+        if !problems.is_empty() {
+            self.problems.insert(part, problems);
+        }
+    }
+}

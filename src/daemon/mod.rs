@@ -1,0 +1,347 @@
+//! Wiring, and the one control loop.
+//!
+//! ```text
+//!  socket (cni) ───── Message ─┐                                   ┌─▶ Publisher ─▶ worker (thread)
+//!  http (api) ──────── Query ──┤   ┌───────────────────────────┐   │
+//!  worker ───── PortFailed, … ─┼─▶ │ take in → record → answer │ ──┼─▶ state on disk (store)
+//!  jobs ───────────── Outcome ─┤   └───────────────────────────┘   │
+//!  clock, signals, echo replies┘         one task owns it all      └─▶ jobs (threads): the kernel (host)
+//! ```
+//!
+//! The loop owns all state. What happens is taken in at once, or becomes a *job*: work in the kernel that may take a
+//! while, on a thread of its own, whose outcome comes back as another thing that happened. After each round the state
+//! is written if it has changed, and only then are the requests answered which depend on it: an answer is a promise
+//! that a crash can't break. Requests that arrive together share one write.
+//!
+//! An attachment goes through stages ([`attachment::Stage`]):
+//!
+//! ```text
+//!  Add ─▶ Pending ─ Attach ─▶ Adopting ─▶ Attached ─ DEL, GC, namespace gone ─▶ Removing ─▶ gone
+//!            └───────── connection ends ──────┴─────────────────────────────────────┘
+//!                                            Attached ─ device fails ─▶ Detached ─ tried again ─▶ Attached
+//! ```
+//! `Pending` and `Adopting` belong to a connection, and end with it. On disk there are two: pending, which a restart
+//! undoes, and attached, which it opens again.
+
+mod answer;
+mod attachment;
+mod clocked;
+mod del_queue;
+mod prober;
+mod reload;
+mod start;
+mod verbs;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tapir_cni::protocol::{AttachmentId, Refusal, Reply};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use crate::api::drops::History;
+use crate::api::http;
+use crate::cni::{Server, ServerError};
+use crate::config::{Config, ConfigError};
+use crate::control::ipam::Ipam;
+use crate::control::{Desired, Event, compile};
+use crate::host::{HostError, clock, tapir0};
+use crate::io::TunnelError;
+use crate::stats::PortCounters;
+use crate::store::embedded::{Store, StoreError};
+use crate::table::{PortId, Publisher};
+use crate::worker;
+use attachment::{Attachment, Outcome};
+use prober::Prober;
+
+/// Threads for jobs. Most of a job is waiting for the kernel's one lock on links, so more would not help.
+const JOB_THREADS: usize = 8;
+/// What waits between two parts of the daemon, at most.
+const BACKLOG: usize = 256;
+/// The most requests that share one write of the state.
+const BATCH: usize = 64;
+/// How often things are looked at that nobody tells about.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Why the daemon can't start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The config contradicts what the node is like.
+    #[error("{path}: {message}", path = path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// Key, and what is wrong with it.
+        message: String,
+    },
+    /// The config can't be read.
+    #[error(transparent)]
+    Unreadable(#[from] ConfigError),
+    /// The state directory.
+    #[error("node.state_dir: {0}")]
+    Store(#[from] StoreError),
+    /// The socket.
+    #[error("node.socket: {0}")]
+    Server(#[from] ServerError),
+    /// The kernel.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// Metrics and health.
+    #[error("node.http: can't listen on {address}: {source}; set another address, or \"\" to turn it off")]
+    Http {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The tunnel's sockets.
+    #[error("can't open the tunnel: {0}; CAP_NET_RAW is needed")]
+    Tunnel(io::Error),
+    /// Threads, signals, descriptors.
+    #[error("can't {action}: {source}")]
+    System {
+        /// What was to be done.
+        action: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// Runs the daemon until it is told to end (SIGTERM, SIGINT). Pods, `tapir0` and routes stay as they are then.
+///
+/// # Errors
+/// [`DaemonError`] when it can't start.
+pub fn run(path: &Path, config: Config) -> Result<(), DaemonError> {
+    raise_descriptor_limit();
+    let system = |action| move |source| DaemonError::System { action, source };
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().max_blocking_threads(JOB_THREADS).build();
+    let runtime = runtime.map_err(system("start the control loop"))?;
+    runtime.block_on(async {
+        let signals = Signals::listen().map_err(system("listen to signals"))?;
+        let (daemon, inputs) = start::start(path, config, signals)?;
+        daemon.run(inputs).await;
+        Ok(())
+    })
+}
+
+/// Everything the loop owns.
+struct Daemon {
+    path: PathBuf,
+    config: Config,
+    store: Arc<Store>,
+    _claim: tapir0::Claim,
+    boot: String,
+    started: Duration,
+    desired: Desired,
+    ipam: Ipam,
+    attachments: BTreeMap<AttachmentId, Attachment>,
+    publisher: Publisher,
+    worker: worker::Handle,
+    links: Links,
+    prober: Prober,
+    history: History,
+    jobs: JoinSet<Outcome>,
+    clocked: clocked::Clocked,
+    /// What is wrong, by what it is about.
+    problems: BTreeMap<&'static str, Vec<String>>,
+    /// The state has changed since it was last written.
+    dirty: bool,
+    saved: Duration,
+    /// What waits for the next write.
+    deferred: Vec<Deferred>,
+    /// What waits for attachments to be gone.
+    waiting: Vec<attachment::Waiting>,
+}
+
+/// The ports that are not pods'.
+struct Links {
+    /// `tapir0` is open.
+    host: bool,
+    /// The tunnel is open.
+    tunnel: bool,
+    host_counters: Arc<PortCounters>,
+    tunnel_counters: Arc<PortCounters>,
+}
+
+/// What is done once the state is on disk.
+struct Deferred {
+    done: Done,
+    answer: serde_json::Value,
+    /// The attachment whose ADD is taken back when the state can't be written.
+    undo: Option<AttachmentId>,
+}
+
+/// Whom to tell that something is done.
+#[derive(Debug)]
+enum Done {
+    /// A client.
+    Reply(oneshot::Sender<Reply>),
+    /// Nobody: the file that asked for it is removed.
+    Entry(PathBuf),
+}
+
+/// Where things come from.
+struct Inputs {
+    server: Server,
+    http: Option<tokio::net::TcpListener>,
+    failures: mpsc::UnboundedReceiver<(PortId, io::Error)>,
+    errors: mpsc::Receiver<TunnelError>,
+    signals: Signals,
+}
+
+struct Signals {
+    end: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self {
+            end: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+impl Daemon {
+    async fn run(mut self, inputs: Inputs) {
+        let Inputs { server, http: listener, mut failures, mut errors, mut signals } = inputs;
+        let (to, mut messages) = mpsc::channel(BACKLOG);
+        let server = tokio::spawn(async move { server.serve(to).await });
+        let (to, mut queries) = mpsc::channel(BACKLOG);
+        let http = listener.map(|listener| tokio::spawn(http::serve(listener, to.clone())));
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        notify(&[sd_notify::NotifyState::Ready]);
+        loop {
+            tokio::select! {
+                Some(message) = messages.recv() => {
+                    self.take(message);
+                    for _ in 1..BATCH {
+                        let Ok(message) = messages.try_recv() else { break };
+                        self.take(message);
+                    }
+                }
+                Some(outcome) = self.jobs.join_next() => match outcome {
+                    Ok(outcome) => self.finish(outcome),
+                    Err(error) => tracing::error!(%error, "a job died"),
+                },
+                Some((port, error)) = failures.recv() => self.port_failed(port, &error),
+                Some(error) = errors.recv() => self.heed(&error),
+                Some(query) = queries.recv() => self.inform(query),
+                () = self.prober.answered() => {}
+                _ = ticks.tick() => self.tick(),
+                _ = signals.hangup.recv() => self.reload(),
+                _ = signals.end.recv() => break,
+                _ = signals.interrupt.recv() => break,
+            }
+            self.commit().await;
+        }
+        tracing::info!("ending; pods, tapir0 and routes stay as they are");
+        notify(&[sd_notify::NotifyState::Stopping]);
+        server.abort();
+        if let Some(http) = http {
+            http.abort();
+        }
+        self.commit().await;
+    }
+
+    /// Makes the tables what they ought to be.
+    fn publish(&self) {
+        self.publisher.publish(compile(&self.desired));
+    }
+
+    /// Takes an event in, and publishes what follows from it.
+    fn apply(&mut self, event: Event) {
+        if self.desired.apply(event) {
+            self.publish();
+        }
+    }
+
+    /// Writes the state if it has changed, and does what waited for that.
+    async fn commit(&mut self) {
+        if self.dirty {
+            let (store, state) = (self.store.clone(), self.state());
+            let saved = tokio::task::spawn_blocking(move || store.save(&state)).await;
+            match saved.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
+                Ok(()) => {
+                    self.dirty = false;
+                    self.saved = clock::now();
+                    self.problems.remove("store");
+                }
+                Err(error) => return self.fail_deferred(&error),
+            }
+        }
+        for Deferred { done, answer, .. } in std::mem::take(&mut self.deferred) {
+            done.tell(Reply::Ok(answer));
+        }
+    }
+
+    /// The state could not be written: what was to be promised is refused, and taken back where it can be.
+    fn fail_deferred(&mut self, error: &StoreError) {
+        let text = error.to_string();
+        if self.problems.insert("store", vec![text.clone()]).is_none() {
+            tracing::error!(%error, "the state can't be written; trying again at the next change");
+        }
+        for Deferred { done, undo, .. } in std::mem::take(&mut self.deferred) {
+            if let Some(id) = undo {
+                self.remove(&id);
+            }
+            match done {
+                // Done, but not on disk: the file asks for it again after a crash.
+                Done::Entry(_) => {}
+                Done::Reply(_) => done.tell(Reply::Error(Refusal {
+                    code: tapir_cni::error::code::IO_FAILURE,
+                    message: text.clone(),
+                    details: "make room on node.state_dir's disk".into(),
+                })),
+            }
+        }
+    }
+
+    fn defer(&mut self, done: Done, answer: impl serde::Serialize) {
+        let answer = serde_json::to_value(answer).expect("answers are JSON");
+        self.deferred.push(Deferred { done, answer, undo: None });
+    }
+}
+
+impl Done {
+    fn tell(self, reply: Reply) {
+        match self {
+            // Nobody listens when the connection has ended.
+            Self::Reply(to) => drop(to.send(reply)),
+            Self::Entry(path) => {
+                if let Err(error) = std::fs::remove_file(&path)
+                    && error.kind() != io::ErrorKind::NotFound
+                {
+                    tracing::warn!(%error, path = %path.display(), "can't remove a DEL that was replayed");
+                }
+            }
+        }
+    }
+}
+
+/// Tells systemd, where it asked to be told.
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "can't notify the service manager");
+    }
+}
+
+/// A port takes two descriptors and more; the usual soft limit is 1024.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "can't raise the limit on open files");
+    }
+}

@@ -1,0 +1,167 @@
+//! The config, read at start and again on SIGHUP.
+//!
+//! A config takes effect whole or not at all. What can't change while the daemon runs is named and refused, as is
+//! what would take an address from a pod that has it.
+
+use std::net::IpAddr;
+
+use super::{Daemon, DaemonError};
+use crate::config::Config;
+use crate::control::{Event, MIN_MTU_V6, Topology, Underlay};
+
+/// What the config says about the network.
+pub(super) fn topology(config: &Config) -> Topology {
+    let peer = |peer: &crate::config::Peer| crate::control::Peer {
+        name: peer.name.clone(),
+        address: peer.address,
+        pods: peer.pods.clone(),
+    };
+    Topology {
+        pools: config.network.pools.clone(),
+        ranges: config.network.node_cidrs.clone(),
+        mtu: config.network.mtu.0,
+        peers: config.peers.iter().map(peer).collect(),
+    }
+}
+
+/// What contradicts the underlay as it is: key and problem.
+pub(super) fn contradiction(config: &Config, underlay: &Underlay) -> Option<String> {
+    let address = underlay.address;
+    if let Some(pool) = config.network.pools.iter().find(|pool| pool.contains(&IpAddr::V4(address))) {
+        let interface = &underlay.interface;
+        return Some(format!("network.pools: {pool} holds {address}, this node's address on {interface}"));
+    }
+    if let Some(index) = config.peers.iter().position(|peer| peer.address == address) {
+        return Some(format!("peer[{index}].address: {address} is this node's own address on {}", underlay.interface));
+    }
+    let room = underlay.mtu.saturating_sub(crate::control::OVERHEAD);
+    let pool = config.network.pools.iter().find(|pool| pool.addr().is_ipv6());
+    if let Some(pool) = pool.filter(|_| room < u32::from(MIN_MTU_V6)) {
+        let interface = &underlay.interface;
+        return Some(format!(
+            "network.pools: {pool} needs an MTU of {MIN_MTU_V6} in the tunnel, and {interface} has room for {room}"
+        ));
+    }
+    None
+}
+
+/// The keys in which the configs differ and may not.
+fn fixed(old: &Config, new: &Config, underlay: &Underlay) -> Vec<&'static str> {
+    let address_differs = new.node.address.is_some_and(|address| address != underlay.address);
+    let differences = [
+        ("node.name", old.node.name != new.node.name),
+        ("node.address", address_differs),
+        ("node.socket", old.node.socket != new.node.socket),
+        ("node.state_dir", old.node.state_dir != new.node.state_dir),
+        ("node.http", old.node.http != new.node.http),
+        ("underlay.interface", old.underlay.interface != new.underlay.interface),
+        ("underlay.backend", old.underlay.backend != new.underlay.backend),
+        ("store.kind", old.store.kind != new.store.kind),
+    ];
+    differences.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
+}
+
+impl Daemon {
+    /// Reads the config again.
+    pub(super) fn reload(&mut self) {
+        match self.replace_config() {
+            Ok(()) => {
+                self.problems.remove("config");
+                tracing::info!(path = %self.path.display(), "the config was read again");
+            }
+            Err(error) => {
+                tracing::error!(%error, "the config is refused; the earlier one stays in force");
+                self.problems.insert("config", vec![format!("refused, the earlier one stays in force: {error}")]);
+            }
+        }
+    }
+
+    fn replace_config(&mut self) -> Result<(), DaemonError> {
+        let config = Config::load(&self.path)?;
+        let refuse = |message| DaemonError::Config { path: self.path.clone(), message };
+        let fixed = fixed(&self.config, &config, self.desired.underlay());
+        if !fixed.is_empty() {
+            let keys = fixed.join(", ");
+            return Err(refuse(format!("{keys}: can't change while tapird runs; restart it")));
+        }
+        if let Some(message) = contradiction(&config, self.desired.underlay()) {
+            return Err(refuse(message));
+        }
+        let records = || self.attachments.values().map(|attachment| &attachment.record);
+        let bound = records().filter(|record| !record.delegated).flat_map(|record| record.addresses.iter().copied());
+        let ipam = self.ipam.with_ranges(&config.network.node_cidrs, bound).map_err(|address| {
+            refuse(format!(
+                "network.node_cidrs: {} has {address}, which would no longer be its own",
+                self.owner(address)
+            ))
+        })?;
+        for record in records() {
+            for address in &record.addresses {
+                let peer = config.peers.iter().find(|peer| peer.pods.iter().any(|range| range.contains(address)));
+                if let Some(peer) = peer {
+                    let owner = record.endpoint().name();
+                    return Err(refuse(format!("peer {}: its pods hold {address}, which {owner} has", peer.name)));
+                }
+            }
+        }
+        self.ipam = ipam;
+        self.apply(Event::Topology(topology(&config)));
+        self.config = config;
+        self.reconcile();
+        Ok(())
+    }
+
+    fn owner(&self, address: IpAddr) -> String {
+        let owner = self.attachments.values().find(|attachment| attachment.record.addresses.contains(&address));
+        owner.map_or_else(|| "tapir0".into(), |attachment| attachment.endpoint().name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        Config::parse(&format!("[node]\nname = \"n1\"\n{text}"), Path::new("t.toml")).unwrap()
+    }
+
+    fn underlay(mtu: u32) -> Underlay {
+        Underlay { interface: "eth0".into(), address: [172, 31, 0, 1].into(), mtu }
+    }
+
+    #[test]
+    fn what_contradicts_the_underlay_is_named() {
+        let peer = "[[peer]]\nname = \"n2\"\naddress = \"172.31.0.1\"\npods = [\"10.244.1.0/24\"]\n";
+        for (text, mtu, message) in [
+            (
+                "[network]\npools = [\"172.16.0.0/12\"]\n",
+                1500,
+                "network.pools: 172.16.0.0/12 holds 172.31.0.1, this node's address on eth0",
+            ),
+            (peer, 1500, "peer[0].address: 172.31.0.1 is this node's own address on eth0"),
+            (
+                "[network]\npools = [\"fd00::/48\"]\n",
+                1299,
+                "network.pools: fd00::/48 needs an MTU of 1280 in the tunnel, and eth0 has room for 1279",
+            ),
+        ] {
+            assert_eq!(contradiction(&config(text), &underlay(mtu)).as_deref(), Some(message));
+        }
+        assert_eq!(contradiction(&config("[network]\npools = [\"fd00::/48\"]\n"), &underlay(1300)), None);
+    }
+
+    #[test]
+    fn what_may_not_change_is_named() {
+        let old = config("");
+        assert!(fixed(&old, &config("address = \"172.31.0.1\"\n"), &underlay(1500)).is_empty());
+        let new = config(
+            "address = \"172.31.0.9\"\nhttp = \"\"\nsocket = \"/x\"\nstate_dir = \"/y\"\n[underlay]\ninterface = \"e\"\nbackend = \"raw\"\n",
+        );
+        assert_eq!(
+            fixed(&old, &new, &underlay(1500)),
+            ["node.address", "node.socket", "node.state_dir", "node.http", "underlay.interface", "underlay.backend"]
+        );
+    }
+}

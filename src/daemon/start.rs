@@ -1,0 +1,281 @@
+//! From nothing to ready: what the state remembers, what the kernel still has, what was asked meanwhile.
+//!
+//! In this order: claim folder and namespace, read the state, undo what was not finished, do what was queued, let go
+//! of pods whose namespace is gone, open the others' interfaces again, forward, write the state, and listen. A pod's
+//! packets flow again before anything slow happens.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tapir_cni::protocol::AttachmentId;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::attachment::{Attachment, QUEUES, Stage, interface};
+use super::prober::Prober;
+use super::{BACKLOG, Daemon, DaemonError, Inputs, Links, Signals, del_queue, reload};
+use crate::api::drops::History;
+use crate::cni::Server;
+use crate::config::Config;
+use crate::control::ipam::{Freed, Ipam};
+use crate::control::{Desired, Event};
+use crate::host::{HostError, clock, netns, pod, tapir0, underlay};
+use crate::io::TunnelError;
+use crate::store::embedded::{Found, Store, StoreError};
+use crate::store::{Phase, Record};
+use crate::table::{PortId, Publisher};
+use crate::worker::{self, Event as WorkerEvent};
+
+/// What was remembered or found.
+#[derive(Default)]
+struct Recovered {
+    records: Vec<Record>,
+    freed: Vec<Freed>,
+}
+
+/// Starts everything; the daemon is ready when this returns.
+pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Daemon, Inputs), DaemonError> {
+    let started = clock::now();
+    let system = |action| move |source| DaemonError::System { action, source };
+    let store = Arc::new(Store::open(&config.node.state_dir)?);
+    let claim = tapir0::claim()?;
+    let boot = clock::boot_id().map_err(system("read the boot id"))?;
+    let underlay = underlay::detect(config.underlay.interface(), config.node.address)?;
+    if let Some(message) = reload::contradiction(&config, &underlay) {
+        return Err(DaemonError::Config { path: path.into(), message });
+    }
+    tracing::info!(node = config.node.name, address = %underlay.address, interface = underlay.interface, mtu = underlay.mtu, "starting");
+
+    let recovered = recover(&store, &boot, &config, started)?;
+    let queued = read_queue(&config.node.socket);
+    let (settled, freed) = settle(recovered, &queued, store.instance(), started);
+    let ipam = assign(&config, &settled, &freed, path)?;
+
+    let publisher = Publisher::default();
+    let (failed, failures) = mpsc::unbounded_channel();
+    let (reported, errors) = mpsc::channel(BACKLOG);
+    let worker = worker::spawn("worker-0", publisher.clone(), move |event| notify(&failed, &reported, event));
+    let mut daemon = Daemon {
+        path: path.into(),
+        desired: Desired::new(reload::topology(&config), underlay),
+        config,
+        store,
+        _claim: claim,
+        boot,
+        started,
+        ipam,
+        attachments: BTreeMap::new(),
+        publisher,
+        worker: worker.map_err(system("start a worker"))?,
+        links: Links { host: false, tunnel: false, host_counters: Arc::default(), tunnel_counters: Arc::default() },
+        prober: Prober::default(),
+        history: History::default(),
+        jobs: JoinSet::new(),
+        clocked: Default::default(),
+        problems: BTreeMap::new(),
+        dirty: false,
+        saved: started,
+        deferred: Vec::new(),
+        waiting: Vec::new(),
+    };
+    daemon.open(settled)?;
+    daemon.store.save(&daemon.state())?;
+    for entry in queued.values() {
+        super::Done::Entry(entry.clone()).tell(tapir_cni::protocol::Reply::Ok(serde_json::Value::Null));
+    }
+    let http = daemon.config.node.http().map(listen).transpose()?;
+    let server = Server::bind(&daemon.config.node.socket)?;
+    let took = clock::now().saturating_sub(started);
+    let endpoints = daemon.attachments.len();
+    tracing::info!(endpoints, ?took, socket = %daemon.config.node.socket.display(), "ready");
+    Ok((daemon, Inputs { server, http, failures, errors, signals }))
+}
+
+/// Called by the worker, which must not wait: of the underlay's errors some may be lost.
+fn notify(
+    failed: &mpsc::UnboundedSender<(PortId, std::io::Error)>,
+    reported: &mpsc::Sender<TunnelError>,
+    event: WorkerEvent,
+) {
+    match event {
+        WorkerEvent::PortFailed { id, error } => drop(failed.send((id, error))),
+        WorkerEvent::TunnelError(error) => drop(reported.try_send(error)),
+    }
+}
+
+fn recover(store: &Store, boot: &str, config: &Config, now: Duration) -> Result<Recovered, StoreError> {
+    match store.load(SystemTime::now())? {
+        Found::State(state) if state.boot == boot => {
+            let freed = state.freed.iter().map(|freed| {
+                // Never later than now, or it would cool for longer than it has to.
+                Freed { address: freed.address, at: Duration::from_millis(freed.at_ms).min(now) }
+            });
+            Ok(Recovered { freed: freed.collect(), records: state.attachments })
+        }
+        Found::State(state) => {
+            let count = state.attachments.len();
+            tracing::info!(attachments = count, "the state is of an earlier boot; its namespaces are gone");
+            let addresses = state.attachments.into_iter().flat_map(|record| record.addresses);
+            Ok(Recovered { records: Vec::new(), freed: addresses.map(|address| Freed { address, at: now }).collect() })
+        }
+        Found::SetAside { path, reason } => {
+            let kept = path.display();
+            tracing::error!(
+                "{}: {reason}; kept as {kept}, rebuilding from the kernel",
+                config.node.state_dir.display()
+            );
+            Ok(rebuild(store.instance(), config))
+        }
+        Found::Nothing => Ok(rebuild(store.instance(), config)),
+    }
+}
+
+/// Makes records of the interfaces that have our mark.
+fn rebuild(instance: &str, config: &Config) -> Recovered {
+    let mut records: Vec<Record> = Vec::new();
+    for (port, found) in (PortId::FIRST_POD.0..).zip(pod::discover(instance)) {
+        let claimed = |address| records.iter().any(|record| record.addresses.contains(address));
+        if found.addresses.is_empty() || found.addresses.iter().any(claimed) {
+            tracing::warn!(container = found.id.container_id, netns = %found.netns.path.display(), "left out: no address of its own");
+            continue;
+        }
+        let owned = |address| config.network.node_cidrs.iter().any(|range| range.contains(address));
+        let delegated = !found.addresses.iter().all(owned);
+        tracing::info!(container = found.id.container_id, netns = %found.netns.path.display(), addresses = ?found.addresses, "found again");
+        records.push(Record {
+            id: found.id,
+            pod: found.pod,
+            netns: found.netns,
+            port,
+            addresses: found.addresses,
+            mac: found.mac,
+            mtu: found.mtu,
+            phase: Phase::Attached,
+            delegated,
+        });
+    }
+    Recovered { records, freed: Vec::new() }
+}
+
+/// The queued DELs and their files.
+fn read_queue(socket: &Path) -> BTreeMap<AttachmentId, PathBuf> {
+    let mut queued = BTreeMap::new();
+    for path in del_queue::entries(socket) {
+        match del_queue::read(&path) {
+            Ok(del) => drop(queued.insert(del.id, path)),
+            Err(error) => del_queue::set_aside(socket, &path, &error),
+        }
+    }
+    queued
+}
+
+type Settled = Vec<(Record, Result<Vec<OwnedFd>, HostError>)>;
+
+/// Undoes, deletes, lets go, or opens again. What is left comes back with its queues, or why it has none.
+fn settle(
+    recovered: Recovered,
+    queued: &BTreeMap<AttachmentId, PathBuf>,
+    instance: &str,
+    now: Duration,
+) -> (Settled, Vec<Freed>) {
+    let Recovered { records, mut freed } = recovered;
+    let mut settled = Vec::new();
+    for record in records {
+        let interface = interface(&record, instance);
+        let container = &record.id.container_id;
+        let why = if record.phase == Phase::Pending {
+            Some("its ADD was not finished")
+        } else if queued.contains_key(&record.id) {
+            Some("its DEL was queued")
+        } else if netns::is_gone(&record.netns) {
+            Some("its namespace is gone")
+        } else {
+            None
+        };
+        let Some(why) = why else {
+            let queues = pod::reattach(&interface, QUEUES.into());
+            settled.push((record, queues));
+            continue;
+        };
+        tracing::info!(container, why, "let go of");
+        if let Err(error) = pod::remove_unopened(&interface, container) {
+            tracing::warn!(%error, container, "an interface could not be removed; it is cut off");
+        }
+        freed.extend(record.addresses.iter().map(|&address| Freed { address, at: now }));
+    }
+    (settled, freed)
+}
+
+/// The addresses as they are taken. A pod keeps one that the config no longer gives to this node, but not one that
+/// is the node's own.
+fn assign(config: &Config, settled: &Settled, freed: &[Freed], path: &Path) -> Result<Ipam, DaemonError> {
+    let mut ipam = Ipam::new(&config.network.node_cidrs);
+    let own: BTreeSet<IpAddr> = ipam.own().iter().copied().collect();
+    for (record, _) in settled {
+        for &address in &record.addresses {
+            let owner = record.endpoint().name();
+            if own.contains(&address) {
+                let message = format!("network.node_cidrs: {address} would be this node's own, and {owner} has it");
+                return Err(DaemonError::Config { path: path.into(), message });
+            }
+            if !record.delegated && !config.network.node_cidrs.iter().any(|range| range.contains(&address)) {
+                tracing::warn!(%address, owner, "an address is in none of network.node_cidrs any more; other nodes may not find it");
+            }
+            ipam.restore(address);
+        }
+    }
+    for &freed in freed {
+        ipam.restore_freed(freed);
+    }
+    Ok(ipam)
+}
+
+fn listen(address: std::net::SocketAddr) -> Result<tokio::net::TcpListener, DaemonError> {
+    let listen = || {
+        let listener = TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        tokio::net::TcpListener::from_std(listener)
+    };
+    listen().map_err(|source| DaemonError::Http { address, source })
+}
+
+impl Daemon {
+    /// Opens every port.
+    fn open(&mut self, settled: Settled) -> Result<(), DaemonError> {
+        let mut opened = Vec::new();
+        for (record, queues) in settled {
+            let id = record.id.clone();
+            let cause = queues.as_ref().err().map_or_else(|| "not opened yet".into(), HostError::to_string);
+            let stage = Stage::Detached { cause, trying: false };
+            self.attachments.insert(id.clone(), Attachment::new(record, stage));
+            match queues {
+                Ok(queues) => opened.push((id, queues)),
+                Err(error) => tracing::error!(%error, container = id.container_id, "a pod is cut off; trying again"),
+            }
+        }
+        // One publication for all: the ports' own find nothing changed.
+        for (id, _) in &opened {
+            let endpoint = self.attachments[id].endpoint();
+            self.desired.apply(Event::Attached(endpoint));
+        }
+        self.publish();
+        for (id, queues) in opened {
+            if let Err(error) = self.connect(&id, queues) {
+                tracing::error!(%error, container = id.container_id, "a pod is cut off; trying again");
+            }
+        }
+        let queue = tapir0::open()?;
+        let problems = tapir0::reconcile(&self.wanted_host())?;
+        self.note("tapir0", problems.iter().map(HostError::to_string).collect());
+        self.open_host(queue);
+        self.open_tunnel();
+        match self.problems.get("tunnel").and_then(|problems| problems.first()) {
+            Some(problem) => Err(DaemonError::Tunnel(std::io::Error::other(problem.clone()))),
+            None => Ok(()),
+        }
+    }
+}

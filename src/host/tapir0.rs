@@ -1,0 +1,159 @@
+//! `tapir0`: the host's way to the pods, and theirs to the host.
+//!
+//! A persistent TUN in the host's namespace, with the node's own pod addresses and a route for every pool. It stays
+//! when the daemon stops, so that the host's sockets survive a restart; [`uninstall`] removes it, and its addresses
+//! and routes with it. [`reconcile`] makes it what it should be, whatever it is, and leaves alone what is right.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+
+use ipnet::IpNet;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
+use tapir_cni::netlink::{AddressOptions, Link, Netlink, Route, RouteFilter};
+
+use super::HostError;
+use crate::sys::tap::{self, Layer};
+
+/// Its name.
+pub const NAME: &str = "tapir0";
+/// The number on our routes (`/etc/iproute2/rt_protos` has nobody else there).
+pub const ROUTE_PROTOCOL: u8 = 116;
+const KIND: &str = "tun";
+
+/// What it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// At most one per family.
+    pub addresses: Vec<IpAddr>,
+    /// In bytes.
+    pub mtu: u16,
+    /// What is routed through it.
+    pub pools: Vec<IpNet>,
+}
+
+/// The claim on a network namespace; while it lives no other daemon gets it.
+#[derive(Debug)]
+pub struct Claim(#[expect(dead_code, reason = "held, not used")] OwnedFd);
+
+/// Claims the network namespace we are in. An abstract socket name belongs to the namespace and dies with us.
+///
+/// # Errors
+/// [`HostError::System`] with `AddrInUse` when another daemon has it.
+pub fn claim() -> Result<Claim, HostError> {
+    let claim = || -> io::Result<OwnedFd> {
+        let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
+        rustix::net::bind(&socket, &SocketAddrUnix::new_abstract_name(b"tapird")?)?;
+        Ok(socket)
+    };
+    let action = "claim this network namespace (is another tapird running in it?)";
+    claim().map(Claim).map_err(|source| HostError::System { action, source })
+}
+
+/// Opens a queue of it; it is made if missing.
+///
+/// # Errors
+/// [`HostError::NotATun`] when the name is taken, [`HostError::Queue`].
+pub fn open() -> Result<OwnedFd, HostError> {
+    let taken = Netlink::open()?.link(NAME)?.is_some_and(|link| link.kind != KIND || link.tap);
+    if taken {
+        return Err(HostError::NotATun { interface: NAME.into() });
+    }
+    let failed = |source| HostError::Queue { interface: NAME.into(), source };
+    let (queue, _) = tap::open_queue(NAME, Layer::Ip).map_err(failed)?;
+    tap::set_persistent(&queue, true).map_err(failed)?;
+    Ok(queue)
+}
+
+/// Makes it what it should be. What could not be done, and does not keep the rest from working, is returned.
+///
+/// # Errors
+/// [`HostError`] when it is not there, or can't be set up at all.
+pub fn reconcile(wanted: &Wanted) -> Result<Vec<HostError>, HostError> {
+    let mut problems = Vec::new();
+    let mut netlink = Netlink::open()?;
+    let link = netlink.link(NAME)?;
+    let link = link.ok_or_else(|| HostError::Gone { interface: NAME.into(), path: "/proc/self/ns/net".into() })?;
+    if link.mtu != u32::from(wanted.mtu) {
+        netlink.set_mtu(&link, wanted.mtu.into())?;
+    }
+    let (v6, mut addresses): (Vec<IpAddr>, Vec<IpAddr>) = wanted.addresses.iter().partition(|one| one.is_ipv6());
+    let mut pools = wanted.pools.clone();
+    if ipv6_is_off() {
+        pools.retain(|pool| matches!(pool, IpNet::V4(_)));
+        if !v6.is_empty() {
+            problems.push(HostError::NoIpv6 { addresses: v6 });
+        }
+    } else {
+        addresses.extend(v6);
+    }
+    if !link.up {
+        netlink.set_up(&link)?;
+    }
+    let present: Vec<IpNet> = netlink.addresses(&link)?.into_iter().map(|address| address.prefix).collect();
+    for &address in &addresses {
+        let prefix = IpNet::from(address);
+        if !present.contains(&prefix) {
+            netlink.add_address(&link, prefix, AddressOptions { nodad: true, noprefixroute: true })?;
+        }
+    }
+    problems.extend(reconcile_routes(&mut netlink, &link, &addresses, &pools)?);
+    // Removing an address removes the routes that have it as source, so this comes last.
+    let link_local: IpNet = "fe80::/10".parse().expect("a prefix");
+    for prefix in present {
+        if !addresses.contains(&prefix.addr()) && !link_local.contains(&prefix) {
+            netlink.delete_address(&link, prefix)?;
+        }
+    }
+    Ok(problems)
+}
+
+fn reconcile_routes(
+    netlink: &mut Netlink,
+    link: &Link,
+    addresses: &[IpAddr],
+    pools: &[IpNet],
+) -> Result<Vec<HostError>, HostError> {
+    let wanted = pools.iter().map(|&prefix| {
+        let source = addresses.iter().copied().find(|address| address.is_ipv6() == prefix.addr().is_ipv6());
+        Route { source, protocol: ROUTE_PROTOCOL, ..Route::on_link(prefix, link.index) }
+    });
+    let mut missing: Vec<Route> = wanted.collect();
+    for route in netlink.routes(RouteFilter { oif: Some(link.index), protocol: Some(ROUTE_PROTOCOL) })? {
+        let same = |other: &Route| (other.prefix, other.source) == (route.prefix, route.source);
+        match missing.iter().position(same) {
+            Some(index) => drop(missing.swap_remove(index)),
+            None => netlink.delete_route(&route)?,
+        }
+    }
+    let mut problems = Vec::new();
+    for route in missing {
+        match netlink.add_route(&route) {
+            Ok(()) => {}
+            Err(error) if error.is_existing() => problems.push(HostError::Routed { prefix: route.prefix }),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(problems)
+}
+
+/// Off for the device, or not in the kernel at all.
+fn ipv6_is_off() -> bool {
+    let value = std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{NAME}/disable_ipv6"));
+    value.map_or(true, |value| value.trim() != "0")
+}
+
+/// Removes it, and its addresses and routes with it. False when there was none.
+///
+/// # Errors
+/// [`HostError`].
+pub fn uninstall() -> Result<bool, HostError> {
+    let mut netlink = Netlink::open()?;
+    match netlink.link(NAME)?.filter(|link| link.kind == KIND && !link.tap) {
+        None => Ok(false),
+        Some(link) => match netlink.delete_link(&link) {
+            Err(error) if !error.is_missing() => Err(error.into()),
+            _ => Ok(true),
+        },
+    }
+}

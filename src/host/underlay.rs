@@ -1,0 +1,56 @@
+//! The network between nodes.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use tapir_cni::netlink::{Link, Netlink, RouteFilter};
+
+use super::{HostError, tapir0};
+use crate::control::Underlay;
+
+/// Looks at the underlay: the interface called `interface`, else the one with `address`, else that of the best IPv4
+/// default route; on it `address`, else its first one.
+///
+/// # Errors
+/// [`HostError`], saying what to configure.
+pub fn detect(interface: Option<&str>, address: Option<Ipv4Addr>) -> Result<Underlay, HostError> {
+    let mut netlink = Netlink::open()?;
+    let link = match (interface, address) {
+        (Some(name), _) => netlink.link(name)?.ok_or_else(|| HostError::NoInterface { interface: name.into() })?,
+        (None, Some(address)) => with_address(&mut netlink, address)?,
+        (None, None) => with_default_route(&mut netlink)?,
+    };
+    let addresses = ipv4_addresses(&mut netlink, &link)?;
+    let address = match address {
+        Some(address) if addresses.contains(&address) => address,
+        Some(address) => {
+            return Err(HostError::NoAddress { address: address.into(), interface: Some(link.name) });
+        }
+        None => *addresses.first().ok_or_else(|| HostError::Unnumbered { interface: link.name.clone() })?,
+    };
+    Ok(Underlay { interface: link.name, address, mtu: link.mtu })
+}
+
+fn with_address(netlink: &mut Netlink, address: Ipv4Addr) -> Result<Link, HostError> {
+    for link in netlink.links()? {
+        if link.name != tapir0::NAME && ipv4_addresses(netlink, &link)?.contains(&address) {
+            return Ok(link);
+        }
+    }
+    Err(HostError::NoAddress { address: address.into(), interface: None })
+}
+
+fn with_default_route(netlink: &mut Netlink) -> Result<Link, HostError> {
+    let default = |route: &tapir_cni::netlink::Route| route.prefix.prefix_len() == 0 && route.prefix.addr().is_ipv4();
+    let routes = netlink.routes(RouteFilter::default())?;
+    let best = routes.into_iter().filter(default).min_by_key(|route| route.metric);
+    let index = best.ok_or(HostError::NoDefaultRoute)?.oif;
+    netlink.links()?.into_iter().find(|link| link.index == index).ok_or(HostError::NoDefaultRoute)
+}
+
+fn ipv4_addresses(netlink: &mut Netlink, link: &Link) -> Result<Vec<Ipv4Addr>, HostError> {
+    let addresses = netlink.addresses(link)?.into_iter().filter_map(|address| match address.prefix.addr() {
+        IpAddr::V4(address) if !address.is_loopback() => Some(address),
+        _ => None,
+    });
+    Ok(addresses.collect())
+}

@@ -1,0 +1,367 @@
+//! Cluster state in a folder of this node: no server, nothing to run.
+//!
+//! ```text
+//!  state.json    the State: {"version":1,"checksum":"…","state":{…}}
+//!  instance      who this daemon is, for as long as the folder lives: the mark on its pods' interfaces
+//!  lock          held (flock) by the daemon that uses the folder
+//! ```
+//!
+//! The whole state is written at each change: a temporary file, fsync, rename, fsync of the folder. So the file is
+//! always the state before or the state after, whenever the power goes. The checksum makes any damage show; a
+//! damaged file, or one from a later version, is never read half: it is renamed, kept and reported, and the caller
+//! rebuilds what it can from the kernel.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::State;
+
+/// The format's version.
+const VERSION: u32 = 1;
+/// More than this is no state of ours, in bytes.
+const MAX_SIZE: u64 = 64 << 20;
+/// Length of an instance's name.
+const INSTANCE: usize = 16;
+
+/// Why the folder can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Reading, writing, renaming.
+    #[error("{path}: can't {action}: {source}", path = path.display())]
+    Io {
+        /// What was to be done.
+        action: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Another daemon holds the lock.
+    #[error("{path}: another tapird uses this folder{holder}; give each daemon its own node.state_dir", path = path.display())]
+    Locked {
+        /// The folder.
+        path: PathBuf,
+        /// `(process N)`, when it is known.
+        holder: String,
+    },
+}
+
+/// What was found in the folder.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found {
+    /// No state was ever written, or it was removed.
+    Nothing,
+    /// The state as it was last written.
+    State(State),
+    /// A state that can't be read.
+    SetAside {
+        /// Where it is kept.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// The open folder.
+#[derive(Debug)]
+pub struct Store {
+    folder: PathBuf,
+    handle: File,
+    instance: String,
+    _lock: File,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Envelope<'a> {
+    version: u32,
+    checksum: String,
+    #[serde(borrow)]
+    state: &'a RawValue,
+}
+
+impl Store {
+    /// Opens the folder, which is made if missing, and locks it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn open(folder: &Path) -> Result<Self, StoreError> {
+        let io = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| StoreError::Io { action, path, source }
+        };
+        DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io("make the folder", folder))?;
+        let handle = File::open(folder).map_err(io("open the folder", folder))?;
+        let lock = lock(folder)?;
+        let instance = instance(folder, &handle).map_err(io("read or write", &folder.join("instance")))?;
+        Ok(Self { folder: folder.into(), handle, instance, _lock: lock })
+    }
+
+    /// The name of this daemon's instance, 16 hexadecimal digits.
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// Reads the state. One that can't be read is renamed to `state.json.corrupt-TIME`.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the file can't be read at all, or not be renamed.
+    pub fn load(&self, now: SystemTime) -> Result<Found, StoreError> {
+        let path = self.path();
+        let mut bytes = Vec::new();
+        match File::open(&path).and_then(|file| file.take(MAX_SIZE + 1).read_to_end(&mut bytes)) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+            Err(source) => return Err(StoreError::Io { action: "read", path, source }),
+        }
+        match decode(&bytes) {
+            Ok(state) => Ok(Found::State(state)),
+            Err(reason) => Ok(Found::SetAside { path: self.set_aside(&path, now)?, reason }),
+        }
+    }
+
+    /// Writes the state; when this returns, it is on disk.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]; the state on disk is then the old one, or the one that was to be written.
+    pub fn save(&self, state: &State) -> Result<(), StoreError> {
+        let path = self.path();
+        replace(&self.folder, &self.handle, "state.json", &encode(state)).map_err(|source| StoreError::Io {
+            action: "write",
+            path,
+            source,
+        })
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.join("state.json")
+    }
+
+    fn set_aside(&self, path: &Path, now: SystemTime) -> Result<PathBuf, StoreError> {
+        let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
+        let aside = (0..)
+            .map(|attempt| match attempt {
+                0 => self.folder.join(format!("state.json.corrupt-{seconds}")),
+                _ => self.folder.join(format!("state.json.corrupt-{seconds}.{attempt}")),
+            })
+            .find(|aside| !aside.exists())
+            .expect("a folder doesn't hold every name");
+        std::fs::rename(path, &aside).and_then(|()| self.handle.sync_all()).map_err(|source| StoreError::Io {
+            action: "set aside",
+            path: path.into(),
+            source,
+        })?;
+        Ok(aside)
+    }
+}
+
+fn lock(folder: &Path) -> Result<File, StoreError> {
+    let path = folder.join("lock");
+    let io = |action| {
+        let path = path.clone();
+        move |source| StoreError::Io { action, path, source }
+    };
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let mut file = options.open(&path).map_err(io("open"))?;
+    if let Err(error) = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        if error != rustix::io::Errno::WOULDBLOCK {
+            return Err(io("lock")(error.into()));
+        }
+        let mut holder = String::new();
+        let known = file.take(20).read_to_string(&mut holder).is_ok() && holder.trim().parse::<u32>().is_ok();
+        let holder = if known { format!(" (process {})", holder.trim()) } else { String::new() };
+        return Err(StoreError::Locked { path: folder.into(), holder });
+    }
+    file.set_len(0).and_then(|()| file.rewind()).map_err(io("write"))?;
+    writeln!(file, "{}", std::process::id()).map_err(io("write"))?;
+    Ok(file)
+}
+
+fn instance(folder: &Path, handle: &File) -> io::Result<String> {
+    let valid = |name: &str| name.len() == INSTANCE && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let path = folder.join("instance");
+    match std::fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned()) {
+        Ok(name) if valid(&name) => return Ok(name),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let mut uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?;
+    uuid.retain(|c| c.is_ascii_hexdigit());
+    uuid.truncate(INSTANCE);
+    replace(folder, handle, "instance", format!("{uuid}\n").as_bytes())?;
+    Ok(uuid)
+}
+
+/// Makes `bytes` the content of `folder/name`, durably and at once.
+fn replace(folder: &Path, handle: &File, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let temporary = folder.join(format!("{name}.tmp"));
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, folder.join(name))?;
+    handle.sync_all()
+}
+
+fn encode(state: &State) -> Vec<u8> {
+    let text = serde_json::to_string(state).expect("the state holds nothing that JSON can't");
+    let checksum = checksum(text.as_bytes());
+    let state = RawValue::from_string(text).expect("it was just written as JSON");
+    let envelope = Envelope { version: VERSION, checksum, state: &state };
+    let mut bytes = serde_json::to_vec(&envelope).expect("the state holds nothing that JSON can't");
+    bytes.push(b'\n');
+    bytes
+}
+
+fn decode(bytes: &[u8]) -> Result<State, String> {
+    #[derive(Deserialize)]
+    struct Stamp {
+        version: u32,
+    }
+    if bytes.len() as u64 > MAX_SIZE {
+        return Err("it is too large".into());
+    }
+    let stamp: Stamp = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    if stamp.version != VERSION {
+        return Err(format!("it is of version {}, and this tapird writes version {VERSION}", stamp.version));
+    }
+    let envelope: Envelope = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    if envelope.checksum != checksum(envelope.state.get().as_bytes()) {
+        return Err("its checksum is wrong".into());
+    }
+    let state: State = serde_json::from_str(envelope.state.get()).map_err(|error| error.to_string())?;
+    if state.is_consistent() { Ok(state) } else { Err("two attachments claim the same".into()) }
+}
+
+/// FNV-1a (64 bits): every step is a bijection, so no change of a single byte goes unseen.
+fn checksum(bytes: &[u8]) -> String {
+    let hash = bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    format!("{hash:016x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use tapir_cni::protocol::{AttachmentId, PodRef};
+
+    use super::super::{FreedRecord, Phase, Record};
+    use super::*;
+    use crate::control::Namespace;
+
+    fn record(number: u8) -> Record {
+        Record {
+            id: AttachmentId { container_id: format!("c{number}"), interface: "eth0".into() },
+            pod: PodRef { namespace: "default".into(), name: "p".into(), uid: String::new() },
+            netns: Namespace { path: "/run/netns/c".into(), device: 4, inode: 4_026_532_000 },
+            port: u32::from(number) + 2,
+            addresses: vec![[10, 244, 0, number].into(), "fd00::2".parse().unwrap()],
+            mac: [2, 0x74, 10, 244, 0, number],
+            mtu: 1480,
+            phase: Phase::Attached,
+            delegated: false,
+        }
+    }
+
+    fn state() -> State {
+        let freed = vec![FreedRecord { address: [10, 244, 0, 9].into(), at_ms: 12_345 }];
+        State { boot: "b".into(), attachments: vec![record(7)], freed }
+    }
+
+    #[test]
+    fn what_is_saved_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a/b");
+        let store = Store::open(&path).unwrap();
+        let instance = store.instance().to_owned();
+        assert_eq!(store.load(UNIX_EPOCH).unwrap(), Found::Nothing);
+        store.save(&state()).unwrap();
+        drop(store);
+        let store = Store::open(&path).unwrap();
+        assert_eq!(store.load(UNIX_EPOCH).unwrap(), Found::State(state()));
+        assert_eq!(store.instance(), instance);
+    }
+
+    #[test]
+    fn a_second_daemon_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let _store = Store::open(folder.path()).unwrap();
+        let error = Store::open(folder.path()).unwrap_err();
+        let holder = format!("(process {})", std::process::id());
+        assert!(matches!(&error, StoreError::Locked { .. }) && error.to_string().contains(&holder), "{error}");
+    }
+
+    /// Every way to cut the file, and every way to change one bit of it.
+    #[test]
+    fn no_damage_goes_unseen() {
+        let whole = encode(&state());
+        let cut = (0..whole.len() - 1).map(|length| whole[..length].to_vec());
+        let flipped = (0..8 * (whole.len() - 1)).map(|bit| {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            bytes
+        });
+        for bytes in cut.chain(flipped) {
+            assert!(decode(&bytes).is_err(), "{}", String::from_utf8_lossy(&bytes));
+        }
+        assert_eq!(decode(&whole), Ok(state()));
+    }
+
+    #[test]
+    fn a_damaged_state_is_kept_beside() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        for (index, (content, reason)) in [
+            (&b""[..], "EOF while parsing a value at line 1 column 0"),
+            (b"{\"version\":2,\"new\":1}", "it is of version 2, and this tapird writes version 1"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            std::fs::write(folder.path().join("state.json"), content).unwrap();
+            let suffix = if index == 0 { "" } else { ".1" };
+            let path = folder.path().join(format!("state.json.corrupt-60{suffix}"));
+            let found = store.load(UNIX_EPOCH + std::time::Duration::from_secs(60)).unwrap();
+            assert_eq!(found, Found::SetAside { path: path.clone(), reason: reason.into() });
+            assert_eq!(std::fs::read(path).unwrap(), content);
+            assert_eq!(store.load(UNIX_EPOCH).unwrap(), Found::Nothing);
+        }
+    }
+
+    #[test]
+    fn a_contradiction_is_damage() {
+        let twice = |change: fn(&mut Record)| {
+            let mut other = record(8);
+            other.addresses = vec![[10, 244, 0, 8].into()];
+            change(&mut other);
+            decode(&encode(&State { attachments: vec![record(7), other], ..state() })).is_ok()
+        };
+        assert!(twice(|_| {}));
+        assert!(!twice(|other| other.id.container_id = "c7".into()));
+        assert!(!twice(|other| other.addresses = vec![[10, 244, 0, 7].into()]));
+        assert!(!twice(|other| other.port = 9));
+        assert!(!twice(|other| other.port = 1));
+        assert!(!twice(|other| other.port = u32::MAX));
+    }
+
+    #[test]
+    fn a_write_that_was_cut_short_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        store.save(&state()).unwrap();
+        std::fs::write(folder.path().join("state.json.tmp"), b"{\"ver").unwrap();
+        assert_eq!(store.load(UNIX_EPOCH).unwrap(), Found::State(state()));
+        store.save(&State::default()).unwrap();
+        assert_eq!(store.load(UNIX_EPOCH).unwrap(), Found::State(State::default()));
+    }
+}
