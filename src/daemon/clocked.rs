@@ -4,6 +4,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::attachment::{Attachment, Outcome, QUEUES, Stage};
 use super::{Daemon, notify};
 use crate::api::liveness;
@@ -122,13 +124,16 @@ impl Daemon {
         });
     }
 
-    /// What `tapir0` should be.
+    /// What `tapir0` should be: the way to the pools, and to pods outside of them, whose addresses another IPAM plugin
+    /// has chosen.
     pub(super) fn wanted_host(&self) -> tapir0::Wanted {
-        tapir0::Wanted {
-            addresses: self.ipam.own().to_vec(),
-            mtu: self.desired.pod_mtu(),
-            pools: self.desired.topology().pools.clone(),
+        let mut routes = self.desired.topology().pools.clone();
+        for address in self.desired.endpoints().flat_map(|endpoint| &endpoint.addresses) {
+            if !routes.iter().any(|prefix| prefix.contains(address)) {
+                routes.push(IpNet::from(*address));
+            }
         }
+        tapir0::Wanted { addresses: self.ipam.own().to_vec(), mtu: self.desired.pod_mtu(), routes }
     }
 
     fn reconciled(

@@ -29,7 +29,7 @@ pub struct Wanted {
     /// In bytes.
     pub mtu: u16,
     /// What is routed through it.
-    pub pools: Vec<IpNet>,
+    pub routes: Vec<IpNet>,
 }
 
 /// The claim on a network namespace; while it lives no other daemon gets it.
@@ -78,9 +78,9 @@ pub fn reconcile(wanted: &Wanted) -> Result<Vec<HostError>, HostError> {
         netlink.set_mtu(&link, wanted.mtu.into())?;
     }
     let (v6, mut addresses): (Vec<IpAddr>, Vec<IpAddr>) = wanted.addresses.iter().partition(|one| one.is_ipv6());
-    let mut pools = wanted.pools.clone();
+    let mut prefixes = wanted.routes.clone();
     if ipv6_is_off() {
-        pools.retain(|pool| matches!(pool, IpNet::V4(_)));
+        prefixes.retain(|prefix| matches!(prefix, IpNet::V4(_)));
         if !v6.is_empty() {
             problems.push(HostError::NoIpv6 { addresses: v6 });
         }
@@ -97,7 +97,7 @@ pub fn reconcile(wanted: &Wanted) -> Result<Vec<HostError>, HostError> {
             netlink.add_address(&link, prefix, AddressOptions { nodad: true, noprefixroute: true })?;
         }
     }
-    problems.extend(reconcile_routes(&mut netlink, &link, &addresses, &pools)?);
+    problems.extend(reconcile_routes(&mut netlink, &link, &addresses, &prefixes)?);
     // Removing an address removes the routes that have it as source, so this comes last.
     let link_local: IpNet = "fe80::/10".parse().expect("a prefix");
     for prefix in present {
@@ -112,9 +112,9 @@ fn reconcile_routes(
     netlink: &mut Netlink,
     link: &Link,
     addresses: &[IpAddr],
-    pools: &[IpNet],
+    prefixes: &[IpNet],
 ) -> Result<Vec<HostError>, HostError> {
-    let wanted = pools.iter().map(|&prefix| {
+    let wanted = prefixes.iter().map(|&prefix| {
         let source = addresses.iter().copied().find(|address| address.is_ipv6() == prefix.addr().is_ipv6());
         Route { source, protocol: ROUTE_PROTOCOL, ..Route::on_link(prefix, link.index) }
     });
