@@ -12,7 +12,7 @@ use crate::protocol::{AttachmentId, PodRef};
 /// Environment variables; of a process, or made up by a test.
 pub type Variables = BTreeMap<OsString, OsString>;
 
-/// The longest container ID. It becomes part of a file name and of the interface's alias, both at most 255 bytes.
+/// The longest container ID. It becomes part of a file name and of the interface's alias, of at most 255 and 254 bytes.
 pub const MAX_CONTAINER_ID: usize = 200;
 
 /// `CNI_COMMAND`.

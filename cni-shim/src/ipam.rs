@@ -189,16 +189,16 @@ impl<'a> Delegate<'a> {
 fn converse(mut child: Child, input: Vec<u8>) -> io::Result<(ExitStatus, Vec<u8>)> {
     let deadline = Instant::now() + PATIENCE;
     let (mut stdin, stdout) = (child.stdin.take(), child.stdout.take());
-    thread::spawn(move || {
+    thread::Builder::new().spawn(move || {
         // A plugin may well answer without having read everything.
         let _ = stdin.as_mut().map(|pipe| pipe.write_all(&input));
-    });
+    })?;
     let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || {
+    thread::Builder::new().spawn(move || {
         let mut answer = Vec::new();
         let read = stdout.map(|pipe| pipe.take(MAX_ANSWER + 1).read_to_end(&mut answer)).transpose();
         let _ = sender.send(read.map(|_| answer));
-    });
+    })?;
     let status = wait(&mut child, deadline)?;
     let answer = receiver
         .recv_timeout(deadline.saturating_duration_since(Instant::now()))

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`protocol`] | the socket contract between plugin, daemon and `tapirctl` |
 //! | [`mac`], [`netlink`] | MAC addresses; links, addresses and routes of the kernel; the daemon uses both |
-//! | [`env`], [`conf`], [`result`], [`error`] | CNI itself: what a runtime says and is told |
+//! | [`mod@env`], [`conf`], [`result`], [`error`] | CNI itself: what a runtime says and is told |
 //! | [`client`], [`queue`], [`ipam`] | whom the plugin talks to: the daemon, the next daemon, another plugin |
 //! | [`pod`], [`probe`] | the pod's namespace |
 //! | [`verbs`], [`log`] | ADD, DEL, CHECK, STATUS, GC, and what is told about them |
@@ -70,7 +70,13 @@ fn respond(variables: &Variables, input: &[u8]) -> Result<String, CniError> {
         Ok(result) => {
             let text = result.map(|result| serde_json::to_string(&result).expect("a result is JSON"));
             let text = text.unwrap_or_default();
-            log.info(&format!("done in {took} ms {text}"));
+            let line = format!("done in {took} ms {text}");
+            // Runtimes ask for the status every few seconds.
+            if environment.command == Command::Status {
+                log.debug(&line)
+            } else {
+                log.info(&line)
+            }
             Ok(text)
         }
         Err(error) => {

@@ -129,12 +129,14 @@ impl TryFrom<Wiring> for Plan {
         if wiring.addresses.is_empty() || wiring.addresses.len() > MAX_ADDRESSES {
             return Err(bad(format!("{} addresses", wiring.addresses.len())));
         }
+        let unfit = |address: IpAddr| address.is_unspecified() || address.is_multicast() || address.is_loopback();
         for prefix in &wiring.addresses {
-            let address = prefix.addr();
-            let unfit = address.is_unspecified() || address.is_multicast() || address.is_loopback();
-            if unfit || prefix.prefix_len() != prefix.max_prefix_len() {
+            if unfit(prefix.addr()) || prefix.prefix_len() != prefix.max_prefix_len() {
                 return Err(bad(format!("the address {prefix}")));
             }
+        }
+        if let Some(gateway) = wiring.gateways.iter().find(|gateway| unfit(**gateway)) {
+            return Err(bad(format!("the gateway {gateway}")));
         }
         let v6 = wiring.addresses.iter().any(|prefix| prefix.addr().is_ipv6());
         if wiring.mtu < if v6 { LEAST_MTU.1 } else { LEAST_MTU.0 } {
@@ -402,7 +404,7 @@ mod tests {
 
     #[test]
     fn an_impossible_wiring_is_refused() {
-        let wrong: [fn(&mut Wiring); 12] = [
+        let wrong: [fn(&mut Wiring); 13] = [
             |w| w.addresses.clear(),
             |w| w.addresses[0] = "10.244.0.5/24".parse().unwrap(),
             |w| w.addresses[0] = "127.0.0.1/32".parse().unwrap(),
@@ -412,6 +414,7 @@ mod tests {
             |w| w.mac = "eth0".into(),
             |w| w.mtu = 1279,
             |w| w.gateways.truncate(1),
+            |w| w.gateways[0] = "0.0.0.0".parse().unwrap(),
             |w| w.gateways.push("169.254.1.2".parse().unwrap()),
             |w| w.queues = 0,
             |w| w.queues = 17,

@@ -20,7 +20,8 @@ pub const MAX_QUEUES: usize = 16;
 /// Where the daemon listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/tapir/tapird.sock";
 
-/// The folder of DELs that found no daemon: one file each, holding a JSON [`Del`], beside the socket.
+/// The folder of DELs that found no daemon: one file each, holding a JSON [`Del`], beside the socket. A file appears
+/// whole or not at all, under the attachment's name (`CONTAINER:INTERFACE`).
 ///
 /// The daemon replays and removes them before it serves, and looks again every second.
 pub fn del_queue(socket: &std::path::Path) -> std::path::PathBuf {

@@ -1,1 +1,184 @@
 //! The command line.
+//!
+//! `tapirctl` asks the daemon over its socket, one request a verb, and prints the answer: for people as a table,
+//! for programs with the keys of [`crate::api::types`]. Nothing here holds state or decides; [`check`] alone looks
+//! at the node itself, because it is run before there is a daemon.
+//!
+//! Exit status: 0 done; 1 refused, failed, degraded (`status`) or unfit (`check`); 2 bad arguments or no daemon.
+
+mod args;
+pub mod check;
+mod client;
+mod drops;
+mod manual;
+mod output;
+mod table;
+mod view;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use clap::Parser;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tapir_cni::protocol::Request;
+
+use crate::api::types::{Drops, Endpoint, Ipam, Peer, Route, Status};
+use crate::host;
+
+pub use args::{Cli, Format};
+pub use client::{Client, ClientError};
+
+use args::{IpamVerb, Lookup, Verb};
+use output::Terminal;
+
+/// It did what was asked, and all is well.
+pub const SUCCESS: u8 = 0;
+/// Refused, failed, degraded or unfit.
+pub const FAILURE: u8 = 1;
+/// Bad arguments, or no daemon.
+pub const UNREACHABLE: u8 = 2;
+
+/// Why a verb could not be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum CtlError {
+    /// The daemon did not answer, or said no.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// Nobody takes the output.
+    #[error("standard output: {0}")]
+    Output(#[source] io::Error),
+    /// No JSON can say it.
+    #[error("the answer can't be written as JSON: {0}; use -o table")]
+    Json(#[source] serde_json::Error),
+    /// No YAML can say it.
+    #[error("the answer can't be written as YAML: {0}; use -o json")]
+    Yaml(#[source] Box<serde_saphyr::ser::Error>),
+    /// The manual pages can't be written.
+    #[error("{folder}: the manual pages can't be written: {source}; choose a folder that you may write to")]
+    Pages {
+        /// Where they should go.
+        folder: PathBuf,
+        /// Why they don't.
+        source: io::Error,
+    },
+    /// Uninstalling under a running daemon.
+    #[error("tapird is running on {socket}: stop it first (systemctl stop tapird), or use --force")]
+    Running {
+        /// Where it answers.
+        socket: PathBuf,
+    },
+    /// The kernel kept what should be removed.
+    #[error(transparent)]
+    Uninstall(#[from] host::HostError),
+}
+
+impl CtlError {
+    const fn exit_status(&self) -> u8 {
+        match self {
+            Self::Client(ClientError::Refused(_)) => FAILURE,
+            Self::Client(_) => UNREACHABLE,
+            _ => FAILURE,
+        }
+    }
+}
+
+/// Does what `args` (the program's name first) ask, and returns the exit status.
+pub fn run<A: Into<OsString> + Clone>(
+    args: impl IntoIterator<Item = A>,
+    stdout: &mut dyn Write,
+    stderr: &mut dyn Write,
+) -> u8 {
+    let mut terminal = Terminal::new(stdout, stderr);
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(usage) if usage.use_stderr() => return terminal.usage(&usage.render().to_string()),
+        Err(help) => return terminal.print(&help.render().to_string()).map_or(FAILURE, |()| SUCCESS),
+    };
+    match execute(&cli, &mut terminal).and_then(|status| terminal.flush().map(|()| status)) {
+        Ok(status) => status,
+        // The reader has seen enough: `tapirctl drops | head`.
+        Err(CtlError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => SUCCESS,
+        Err(error) => {
+            terminal.warn(&error.to_string());
+            error.exit_status()
+        }
+    }
+}
+
+fn execute(cli: &Cli, terminal: &mut Terminal<'_>) -> Result<u8, CtlError> {
+    match &cli.verb {
+        Verb::Status => return status(cli, terminal),
+        Verb::Endpoints => {
+            show(cli, terminal, &Request::Endpoints, |rows: &Vec<Endpoint>| view::endpoints(rows))?;
+        }
+        Verb::Routes { lookup: Some(Lookup::Get { address }), .. } => {
+            let request = Request::RouteGet { address: *address };
+            show(cli, terminal, &request, |route: &Route| view::routes(std::slice::from_ref(route)))?;
+        }
+        Verb::Routes { prefix, fib, lookup: None } => {
+            let request = Request::Routes { prefix: *prefix, fib: *fib };
+            show(cli, terminal, &request, |rows: &Vec<Route>| view::routes(rows))?;
+        }
+        Verb::Peers => show(cli, terminal, &Request::Peers, |rows: &Vec<Peer>| view::peers(rows))?,
+        Verb::Ipam(IpamVerb::Show) => show(cli, terminal, &Request::IpamShow, |ipam: &Ipam| view::ipam(ipam))?,
+        Verb::Ipam(IpamVerb::Release { address }) => {
+            let _: serde_json::Value =
+                Client::connect(&cli.socket)?.ask(&Request::IpamRelease { address: *address })?;
+            terminal
+                .show(cli.output, &serde_json::json!({ "released": address }), |_| format!("{address} released\n"))?;
+        }
+        Verb::Drops { follow: true, last } => drops::follow(&cli.socket, cli.output, *last, terminal)?,
+        Verb::Drops { follow: false, last } => {
+            show(cli, terminal, &Request::Drops { after: 0 }, |drops: &Drops| drops::view(drops, *last))?;
+        }
+        Verb::Check { config, cni_conf_dir, cni_bin_dir } => {
+            let places = check::Places { config, cni_conf_dir, cni_bin_dir, socket: &cli.socket };
+            let items = check::examine(&check::Facts::collect(&places));
+            terminal.show(cli.output, &items, |items| check::view(items))?;
+            return Ok(if items.iter().any(check::Item::failed) { FAILURE } else { SUCCESS });
+        }
+        Verb::Uninstall { force } => uninstall(cli, *force, terminal)?,
+        Verb::Completions { shell } => {
+            terminal.print(&String::from_utf8_lossy(&manual::completions(*shell)))?;
+        }
+        Verb::Man { folder } => {
+            let written = manual::pages(folder).map_err(|source| CtlError::Pages { folder: folder.clone(), source })?;
+            let lines = |pages: &Vec<PathBuf>| pages.iter().map(|page| format!("{}\n", page.display())).collect();
+            terminal.show(cli.output, &written, lines)?;
+        }
+    }
+    Ok(SUCCESS)
+}
+
+/// Asks one thing and prints the answer.
+fn show<T: DeserializeOwned + Serialize>(
+    cli: &Cli,
+    terminal: &mut Terminal<'_>,
+    request: &Request,
+    table: impl FnOnce(&T) -> String,
+) -> Result<(), CtlError> {
+    let answer = Client::connect(&cli.socket)?.ask(request)?;
+    terminal.show(cli.output, &answer, table)
+}
+
+fn status(cli: &Cli, terminal: &mut Terminal<'_>) -> Result<u8, CtlError> {
+    let status: Status = Client::connect(&cli.socket)?.ask(&Request::Status)?;
+    terminal.show(cli.output, &status, view::status)?;
+    Ok(if view::is_healthy(&status) { SUCCESS } else { FAILURE })
+}
+
+fn uninstall(cli: &Cli, force: bool, terminal: &mut Terminal<'_>) -> Result<(), CtlError> {
+    if !force && is_running(&cli.socket) {
+        return Err(CtlError::Running { socket: cli.socket.clone() });
+    }
+    let removed = host::uninstall()?;
+    let words = if removed { "tapir0 and its routes removed\n" } else { "nothing to remove\n" };
+    terminal.show(cli.output, &serde_json::json!({ "removed": removed }), |_| words.to_owned())
+}
+
+/// Somebody is there. A daemon that is slow, or that we may not talk to, runs all the same.
+fn is_running(socket: &std::path::Path) -> bool {
+    !matches!(Client::connect(socket), Err(ClientError::NoSocket { .. } | ClientError::NotListening { .. }))
+}

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::drop_reason::DropReason;
 use crate::packet::Packet;
-use crate::table::{Adjacency, GATEWAY_V4, GATEWAY_V6, Tables};
+use crate::table::{Adjacency, GATEWAY_V4, GATEWAY_V6, PortId, Tables};
 use crate::wire::checksum;
 use crate::wire::header::{Fragment, Header, protocol};
 use crate::wire::outer;
@@ -84,7 +84,8 @@ pub fn answer(
     let mut quote = [0; LONGEST_V6];
     let length = packet.network().len().min(LONGEST_V6);
     quote[..length].copy_from_slice(&packet.network()[..length]);
-    build(packet, message, header.source, &quote[..length], tables, limiter, now)
+    let parties = Parties { to: header.source, about: header.destination };
+    build(packet, message, parties, &quote[..length], tables, limiter, now)
 }
 
 /// Tells the sender of an inner packet what the underlay said about its outer one (RFC 2003 §4).
@@ -116,7 +117,7 @@ pub fn relay(
     if quoted.is_error {
         return Outcome::None;
     }
-    build(packet, message, quoted.source, &inner[..inner.len().min(LONGEST_V6)], tables, limiter, now)
+    build(packet, message, quoted.parties, &inner[..inner.len().min(LONGEST_V6)], tables, limiter, now)
 }
 
 #[derive(Clone, Copy)]
@@ -138,9 +139,28 @@ impl Kind {
     }
 }
 
+/// Whom an error goes to, and where its packet was going.
+#[derive(Clone, Copy)]
+struct Parties {
+    to: IpAddr,
+    about: IpAddr,
+}
+
+impl Parties {
+    /// What the error comes from: the router, or for the host itself, whose stack believes no packet that comes from
+    /// its own address, the destination that the packet did not reach.
+    fn from(self, tables: &Tables) -> IpAddr {
+        match (tables.lookup(self.to), self.to) {
+            (Adjacency::Forward(path), _) if path.port == PortId::HOST => self.about,
+            (_, IpAddr::V4(_)) => tables.router_v4.unwrap_or(GATEWAY_V4).into(),
+            (_, IpAddr::V6(_)) => tables.router_v6.unwrap_or(GATEWAY_V6).into(),
+        }
+    }
+}
+
 /// What can be read of a quoted, and therefore cut, packet.
 struct Quoted {
-    source: IpAddr,
+    parties: Parties,
     dont_fragment: bool,
     is_error: bool,
 }
@@ -154,17 +174,18 @@ impl Quoted {
                 let transport = usize::from(first & 0x0f) * 4;
                 let kind = *inner.get(transport + 7).and(inner.get(transport))?;
                 let later = u16::from_be_bytes([inner[6], inner[7]]) & 0x1fff != 0;
+                let address = |at: usize| Ipv4Addr::new(inner[at], inner[at + 1], inner[at + 2], inner[at + 3]).into();
                 (transport >= 20 && !later).then(|| Self {
-                    source: Ipv4Addr::new(inner[12], inner[13], inner[14], inner[15]).into(),
+                    parties: Parties { to: address(12), about: address(16) },
                     dont_fragment: inner[6] & 0x40 != 0,
                     is_error: inner[9] == protocol::ICMP && is_error_v4(kind),
                 })
             }
             6 => {
                 let kind = *inner.get(47).and(inner.get(40))?;
-                let source: [u8; 16] = inner[8..24].try_into().ok()?;
+                let address = |at: usize| Some(Ipv6Addr::from(*inner[at..].first_chunk::<16>()?).into());
                 Some(Self {
-                    source: Ipv6Addr::from(source).into(),
+                    parties: Parties { to: address(8)?, about: address(24)? },
                     dont_fragment: true,
                     is_error: inner[6] == protocol::ICMPV6 && kind < 128,
                 })
@@ -174,7 +195,7 @@ impl Quoted {
     }
 
     fn least_mtu(&self) -> u32 {
-        if self.source.is_ipv6() { 1280 } else { 68 }
+        if self.parties.to.is_ipv6() { 1280 } else { 68 }
     }
 }
 
@@ -194,12 +215,13 @@ fn is_error_v4(kind: u8) -> bool {
 fn build(
     packet: &mut Packet,
     message: Message,
-    to: IpAddr,
+    parties: Parties,
     quote: &[u8],
     tables: &Tables,
     limiter: &mut Limiter,
     now: Duration,
 ) -> Outcome {
+    let to = parties.to;
     if to.is_unspecified() || to.is_multicast() || to.is_loopback() {
         return Outcome::None;
     }
@@ -207,9 +229,10 @@ fn build(
         return Outcome::Suppressed;
     }
     let mut error = [0; LONGEST_V6];
-    let length = match to {
-        IpAddr::V4(to) => write_v4(&mut error, message, tables.router_v4.unwrap_or(GATEWAY_V4), to, quote),
-        IpAddr::V6(to) => write_v6(&mut error, message, tables.router_v6.unwrap_or(GATEWAY_V6), to, quote),
+    let length = match (parties.from(tables), to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => write_v4(&mut error, message, from, to, quote),
+        (IpAddr::V6(from), IpAddr::V6(to)) => write_v6(&mut error, message, from, to, quote),
+        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => return Outcome::None,
     };
     packet.fill(&error[..length], 0);
     Outcome::Built
@@ -251,7 +274,8 @@ fn write_v6(error: &mut [u8], message: Message, from: Ipv6Addr, to: Ipv6Addr, qu
         icmp[4..8].copy_from_slice(&u32::from(mtu).to_be_bytes());
     }
     icmp[8..].copy_from_slice(quote);
-    let sum = checksum::transport(&ip[8..40], protocol::ICMPV6, icmp);
+    let pseudo = checksum::pseudo_header(from.into(), to.into(), protocol::ICMPV6, icmp.len());
+    let sum = checksum::finish(pseudo + checksum::sum(icmp));
     icmp[2..4].copy_from_slice(&sum.to_be_bytes());
     length
 }

@@ -163,7 +163,7 @@ fn set_tos(network: &mut [u8], tos: u8) {
         let old = u16::from_be_bytes([network[0], network[1]]);
         network[1] = tos;
         let sum = u16::from_be_bytes([network[10], network[11]]);
-        let sum = checksum::update(sum, old, u16::from_be_bytes([network[0], tos]));
+        let sum = checksum::update_u16(sum, old, u16::from_be_bytes([network[0], tos]));
         network[10..12].copy_from_slice(&sum.to_be_bytes());
     }
 }

@@ -56,7 +56,7 @@ pub fn forward(packet: &mut Packet, ingress: PortId, tables: &Tables) -> Result<
     match tables.lookup(header.destination) {
         Adjacency::Forward(path) => {
             filter::filter(&header, ingress, path, tables)?;
-            rewrite::rewrite(packet, &header, path)
+            rewrite::rewrite(packet, &header, path, ingress)
         }
         Adjacency::Gateway => neighbor::ping(packet, &header, &port.kind).map(|()| Verdict::Answer),
         Adjacency::Drop(reason) => Err(*reason),

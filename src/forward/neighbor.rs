@@ -129,7 +129,8 @@ pub(super) fn ping(packet: &mut Packet, header: &Header, kind: &PortKind) -> Res
         return Err(DropReason::MalformedIp);
     };
     icmp[0] = reply;
-    let sum = checksum::update(u16::from_be_bytes([icmp[2], icmp[3]]), u16::from(request) << 8, u16::from(reply) << 8);
+    let sum =
+        checksum::update_u16(u16::from_be_bytes([icmp[2], icmp[3]]), u16::from(request) << 8, u16::from(reply) << 8);
     icmp[2..4].copy_from_slice(&sum.to_be_bytes());
     // Exchanging two fields that the IP header's and the pseudo-header's sums both hold leaves the sums alone.
     let (first, size) = if header.is_ipv6() { (8, 16) } else { (12, 4) };

@@ -4,21 +4,31 @@ use super::Verdict;
 use crate::drop_reason::DropReason;
 use crate::gso;
 use crate::packet::Packet;
-use crate::table::{Path, Rewrite};
+use crate::table::{Path, PortId, Rewrite};
 use crate::wire::header::Header;
 use crate::wire::{checksum, outer};
 
 /// Checks TTL (RFC 1812 §5.3.1) and MTU, then counts the hop and puts the next hop's header in front.
+///
+/// What the host sends it has sent itself, or counted when it forwarded it: host and data plane are one hop.
 #[inline]
-pub(super) fn rewrite(packet: &mut Packet, header: &Header, path: &Path) -> Result<Verdict, DropReason> {
-    if header.ttl <= 1 {
+pub(super) fn rewrite(
+    packet: &mut Packet,
+    header: &Header,
+    path: &Path,
+    ingress: PortId,
+) -> Result<Verdict, DropReason> {
+    let hop = ingress != PortId::HOST;
+    if hop && header.ttl <= 1 {
         return Err(DropReason::TtlExpired);
     }
     let fits = gso::wire_length(packet, header) <= usize::from(path.mtu);
     if !fits && header.dont_fragment {
         return Err(DropReason::TooBig);
     }
-    count_hop(packet.network_mut(), header.is_ipv6());
+    if hop {
+        count_hop(packet.network_mut(), header.is_ipv6());
+    }
     encapsulate(packet, header, path);
     Ok(if fits { Verdict::Send(path.port) } else { Verdict::Fragment { port: path.port, mtu: path.mtu } })
 }
@@ -47,6 +57,6 @@ fn count_hop(network: &mut [u8], ipv6: bool) {
     let old = u16::from_be_bytes([network[8], network[9]]);
     network[8] -= 1;
     let sum = u16::from_be_bytes([network[10], network[11]]);
-    let sum = checksum::update(sum, old, old - 0x100);
+    let sum = checksum::update_u16(sum, old, old - 0x100);
     network[10..12].copy_from_slice(&sum.to_be_bytes());
 }

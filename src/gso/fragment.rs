@@ -20,8 +20,8 @@ const COPIED: u8 = 0x80;
 /// to each; an outer IPv4 header's total length is left to whoever sends it.
 ///
 /// Don't Fragment is the caller's business. Nothing is appended for IPv6, which routers never fragment (RFC 8200 §5),
-/// for a malformed header or an offset that no packet reaches (RFC 791 §3.2: 65,535 in all), and for link headers
-/// longer than [`MAX_LINK`].
+/// for a malformed header or an offset that no packet reaches (RFC 791 §3.2: 65,535 in all), for offload metadata that
+/// [`super::validate`] refuses, and for link headers longer than [`MAX_LINK`].
 pub fn fragment(packet: &Packet, mtu: usize, pool: &mut Pool, out: &mut Vec<Packet>) {
     if packet.link().len() > MAX_LINK {
         return;

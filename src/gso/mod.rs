@@ -6,9 +6,9 @@
 //! | who | asks |
 //! |---|---|
 //! | input, of a packet from a pod | [`validate`]: is what the virtio header says true? |
-//! | rewrite | [`wire_length`] against the MTU; [`fragment`] where it does not fit and may be cut |
+//! | rewrite | [`wire_length`] against the MTU; [`fragment()`] where it does not fit and may be cut |
 //! | a device without offloads | [`segments`]: headers and ranges of payload, ready for a gathering write |
-//! | a receiver of single packets | [`coalesce`]: what GRO does |
+//! | a receiver of single packets | [`coalesce()`]: what GRO does |
 //! | code that reads or checks a whole packet | [`complete_checksum`] |
 //!
 //! All of it is pure, and allocates only packets, from the pool. Nothing panics, whatever the bytes or the offload

@@ -188,7 +188,7 @@ impl Cut {
     /// Takes what differs out of the template.
     fn new(template: &mut SegmentHeader, ip: usize, header: &Header) -> Option<Self> {
         let outer = is_outer(&template[..ip]);
-        let (ip_header, v4) = ip_header(&template[ip..])?;
+        let (ip_length, v4) = ip_header(&template[ip..])?;
         let mut cut = Self {
             ip,
             transport: ip + header.transport,
@@ -205,7 +205,7 @@ impl Cut {
             for field in [2, 4, 10] {
                 set_word(template, ip + field, 0);
             }
-            cut.ip_sum = checksum::sum(&template[ip..ip + ip_header]);
+            cut.ip_sum = checksum::sum(&template[ip..ip + ip_length]);
         }
         let whole = header.length - header.transport;
         let transport = &mut template[cut.transport..];

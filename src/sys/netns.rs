@@ -38,13 +38,14 @@ pub fn is_current(netns: impl AsFd) -> io::Result<bool> {
 /// Runs `work` on a fresh thread inside the network namespace `netns`; the calling thread stays where it is.
 ///
 /// # Errors
-/// That of `setns(2)`: `EINVAL` when `netns` is no network namespace, `EPERM` without CAP_SYS_ADMIN.
+/// That of `setns(2)`: `EINVAL` when `netns` is no network namespace, `EPERM` without CAP_SYS_ADMIN. `EAGAIN` when there
+/// can be no more threads.
 pub fn run_in<T: Send>(netns: impl AsFd + Sync, work: impl FnOnce() -> T + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
-        let thread = scope.spawn(|| -> io::Result<T> {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, || -> io::Result<T> {
             move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
             Ok(work())
-        });
+        })?;
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }

@@ -57,3 +57,62 @@ impl Fib {
         self.routes.iter().map(|&(prefix, index)| (prefix, &self.adjacencies[index as usize]))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::table::{Path, PortId, Rewrite};
+
+    fn adjacency(number: u16) -> Adjacency {
+        Adjacency::Forward(Path { port: PortId(number.into()), rewrite: Rewrite::None, mtu: 1480 })
+    }
+
+    /// The oracle: look at every route, keep the longest that contains the address.
+    fn linear(routes: &[(IpNet, Adjacency)], address: IpAddr) -> Option<&Adjacency> {
+        let matching = routes.iter().filter(|(prefix, _)| prefix.contains(&address));
+        matching.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, adjacency)| adjacency)
+    }
+
+    /// Few distinct high bits, so that prefixes nest and addresses hit them.
+    fn address() -> impl Strategy<Value = IpAddr> {
+        prop_oneof![
+            (0..4u32, 0..512u32).prop_map(|(high, low)| Ipv4Addr::from(high << 30 | low).into()),
+            (0..4u128, 0..512u128).prop_map(|(high, low)| Ipv6Addr::from(high << 126 | low).into()),
+        ]
+    }
+
+    fn prefix() -> impl Strategy<Value = IpNet> {
+        (address(), 0..=128u8).prop_map(|(address, length)| {
+            let longest = if address.is_ipv4() { 32 } else { 128 };
+            IpNet::new(address, length.min(longest)).expect("a length within the family's")
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_a_linear_scan(
+            prefixes in prop::collection::btree_set(prefix(), 0..60),
+            addresses in prop::collection::vec(address(), 1..60),
+        ) {
+            let mut routes: Vec<(IpNet, Adjacency)> = Vec::new();
+            for (number, prefix) in (0..).zip(prefixes) {
+                if !routes.iter().any(|(known, _)| *known == prefix.trunc()) {
+                    routes.push((prefix.trunc(), adjacency(number)));
+                }
+            }
+            let fib = Fib::build(routes.clone());
+            prop_assert_eq!(fib.iter().count(), routes.len());
+            let edges = routes.iter().flat_map(|(prefix, _)| [prefix.network(), prefix.broadcast()]);
+            for address in addresses.into_iter().chain(edges.collect::<Vec<_>>()) {
+                prop_assert_eq!(fib.lookup(address), linear(&routes, address).unwrap_or(&NO_ROUTE));
+            }
+        }
+    }
+
+    #[test]
+    fn without_a_route_it_is_a_drop() {
+        assert_eq!(Fib::default().lookup(Ipv4Addr::LOCALHOST.into()), &Adjacency::Drop(DropReason::NoRoute));
+    }
+}

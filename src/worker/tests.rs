@@ -1,1 +1,551 @@
+//! A forwarder on devices in memory, and a worker thread on the same.
 
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::drop_reason::{DropReason, REASONS};
+use crate::io::TunnelError;
+use crate::io::memory::{Far, Kind, pair};
+use crate::packet::{Gso, Offload, Packet, PartialChecksum};
+use crate::table::{Adjacency, Fib, GATEWAY_MAC, Mac, Path, Peer, Port, PortKind, Rewrite, Tables};
+use crate::wire::checksum;
+
+const A: PortId = PortId(2);
+const B: PortId = PortId(3);
+/// In the tables, but without a queue.
+const C: PortId = PortId(4);
+const A_IP: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
+const B_IP: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
+const C_IP: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 3);
+const REMOTE: Ipv4Addr = Ipv4Addr::new(10, 1, 1, 9);
+const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 1, 2, 2);
+const NODE: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 1);
+const PEER: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 2);
+const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 254);
+const MTU: u16 = 1480;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+fn mac(port: PortId) -> Mac {
+    [2, 0, 0, 0, 0, port.0 as u8]
+}
+
+fn tables() -> Tables {
+    let pod = |id, ip: Ipv4Addr| Port {
+        name: format!("{ip}"),
+        kind: PortKind::Pod { mac: mac(id), addresses: vec![ip.into()] },
+        mtu: MTU,
+    };
+    let device = |name: &str, kind| Port { name: name.into(), kind, mtu: MTU };
+    let ports = vec![
+        Some(device("tunnel", PortKind::Tunnel)),
+        Some(device("tapir0", PortKind::Host)),
+        Some(pod(A, A_IP)),
+        Some(pod(B, B_IP)),
+        Some(pod(C, C_IP)),
+    ];
+    let path = |port, rewrite| Adjacency::Forward(Path { port, rewrite, mtu: MTU });
+    let local = |id, ip: Ipv4Addr| (IpAddr::from(ip).into(), path(id, Rewrite::ethernet(mac(id), false)));
+    let prefix = |text: &str| text.parse().expect("a prefix");
+    let routes = [
+        local(A, A_IP),
+        local(B, B_IP),
+        local(C, C_IP),
+        (prefix("10.1.0.254/32"), path(PortId::HOST, Rewrite::None)),
+        (prefix("10.1.1.0/24"), path(PortId::TUNNEL, Rewrite::outer(NODE, PEER, false))),
+        (prefix("169.254.1.1/32"), Adjacency::Gateway),
+    ];
+    Tables {
+        fib: Fib::build(routes),
+        ports,
+        peers: vec![Peer { address: PEER }],
+        node: Some(NODE),
+        router_v4: Some(ROUTER),
+        router_v6: None,
+    }
+}
+
+/// What a test says of a packet.
+#[derive(Clone, Copy)]
+struct Ip {
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+    protocol: u8,
+    ttl: u8,
+    dont_fragment: bool,
+}
+
+impl Ip {
+    const fn new(source: Ipv4Addr, destination: Ipv4Addr) -> Self {
+        Self { source, destination, protocol: UDP, ttl: 64, dont_fragment: true }
+    }
+
+    fn with(self, payload: &[u8]) -> Vec<u8> {
+        let total = (20 + payload.len()) as u16;
+        let flags = if self.dont_fragment { 0x40 } else { 0 };
+        let mut bytes = vec![0x45, 0, (total >> 8) as u8, total as u8, 0, 7, flags, 0, self.ttl, self.protocol, 0, 0];
+        bytes.extend(self.source.octets());
+        bytes.extend(self.destination.octets());
+        let sum = checksum::checksum(&bytes);
+        bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+        bytes.extend(payload);
+        bytes
+    }
+}
+
+/// A frame of a pod to the gateway.
+fn frame(port: PortId, ip: &[u8]) -> Packet {
+    let mut bytes = GATEWAY_MAC.to_vec();
+    bytes.extend(mac(port));
+    bytes.extend([0x08, 0x00]);
+    bytes.extend(ip);
+    Packet::copy_of(&bytes, 14)
+}
+
+/// An ARP request of a pod.
+fn arp(port: PortId, sender: Ipv4Addr, target: Ipv4Addr) -> Packet {
+    let mut bytes = vec![0xff; 6];
+    bytes.extend(mac(port));
+    bytes.extend([0x08, 0x06, 0, 1, 0x08, 0x00, 6, 4, 0, 1]);
+    bytes.extend(mac(port));
+    bytes.extend(sender.octets());
+    bytes.extend([0; 6]);
+    bytes.extend(target.octets());
+    Packet::copy_of(&bytes, 14)
+}
+
+fn tunnelled(outer_source: Ipv4Addr, inner: &[u8]) -> Packet {
+    Packet::copy_of(&Ip { protocol: 4, ..Ip::new(outer_source, NODE) }.with(inner), 20)
+}
+
+/// 10,000 bytes of TCP to be cut at 1440, with a partial checksum.
+fn super_frame(port: PortId, source: Ipv4Addr, destination: Ipv4Addr) -> Packet {
+    let mut segment = vec![0; 20 + 10_000];
+    segment[..14].copy_from_slice(&[0x1f, 0x90, 0x1f, 0x91, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10]);
+    let sum = checksum::pseudo_header(source.into(), destination.into(), TCP, segment.len());
+    segment[16..18].copy_from_slice(&checksum::fold(sum).to_be_bytes());
+    let mut packet = frame(port, &Ip { protocol: TCP, ..Ip::new(source, destination) }.with(&segment));
+    let partial = Some(PartialChecksum { start: 20, offset: 16 });
+    packet.offload = Offload { gso: Gso::Tcp4, gso_size: 1440, partial, ..Offload::default() };
+    packet
+}
+
+/// A forwarder with the tunnel, the host, and pods A and B.
+struct Node {
+    forwarder: Forwarder,
+    stats: Arc<WorkerStats>,
+    ports: Vec<(PortId, Far, Arc<PortCounters>)>,
+    events: Receiver<Event>,
+}
+
+impl Node {
+    fn new() -> Self {
+        let publisher = Publisher::default();
+        publisher.publish(tables());
+        let stats = Arc::new(WorkerStats::default());
+        let (sender, events) = crossbeam_channel::unbounded();
+        let notify = move |event| sender.send(event).expect("the test listens");
+        let mut forwarder = Forwarder::new(publisher, stats.clone(), notify);
+        let mut ports = Vec::new();
+        for id in [PortId::TUNNEL, PortId::HOST, A, B] {
+            let kind = if id == PortId::TUNNEL { Kind::Tunnel { mtu: MTU.into() } } else { Kind::Whole };
+            let (queue, far) = pair(kind).expect("descriptors");
+            let counters = Arc::new(PortCounters::default());
+            forwarder.add(id, Box::new(queue), counters.clone());
+            ports.push((id, far, counters));
+        }
+        Self { forwarder, stats, ports, events }
+    }
+
+    fn far(&self, port: PortId) -> &Far {
+        &self.ports[port.index()].1
+    }
+
+    fn counters(&self, port: PortId) -> &PortCounters {
+        &self.ports[port.index()].2
+    }
+
+    /// Puts a packet in and lets the forwarder have it.
+    fn receive(&mut self, port: PortId, packet: Packet) {
+        self.far(port).deliver(packet);
+        self.visit(port);
+    }
+
+    fn visit(&mut self, port: PortId) {
+        while self.forwarder.visit(port, Duration::from_secs(1)).expect("alive") == Readiness::More {}
+    }
+
+    /// What the forwarder sent to a port.
+    fn sent(&self, port: PortId) -> Vec<Packet> {
+        std::iter::from_fn(|| self.far(port).take()).collect()
+    }
+
+    fn drops(&self) -> Vec<(DropReason, u64)> {
+        let count = |reason: &DropReason| (*reason, self.stats.drops[*reason as usize].get());
+        DropReason::ALL.iter().map(count).filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// The three equations of `stats`.
+    fn check_books(&self) {
+        let over_ports = |what: fn(&PortCounters) -> u64| self.ports.iter().map(|(_, _, c)| what(c)).sum::<u64>();
+        let dropped: u64 = self.stats.drops.iter().map(crate::stats::Counter::get).sum();
+        assert_eq!(self.stats.received.get() + self.stats.originated.get(), self.stats.sent.get() + dropped);
+        assert_eq!(over_ports(|counters| counters.rx_packets.get()), self.stats.received.get());
+        assert_eq!(over_ports(|counters| counters.tx_packets.get()), self.stats.sent.get());
+        assert_eq!(over_ports(|counters| counters.answered.get()), self.stats.answered.get());
+        for reason in DropReason::ALL {
+            let by_port: u64 = self.ports.iter().map(|(_, _, c)| c.drops[*reason as usize].get()).sum();
+            let total = self.stats.drops[*reason as usize].get();
+            assert!(by_port == total || *reason == DropReason::PortDown && by_port < total, "{reason:?}");
+        }
+    }
+}
+
+#[test]
+fn from_pod_to_pod() {
+    let mut node = Node::new();
+    let packet = frame(A, &Ip::new(A_IP, B_IP).with(&[5; 100]));
+    let length = packet.len() as u64;
+    node.receive(A, packet);
+    let sent = node.sent(B);
+    assert_eq!(sent.len(), 1);
+    assert_eq!(sent[0].link()[..6], mac(B));
+    assert_eq!(sent[0].network()[8], 63);
+    assert_eq!(node.counters(A).rx_bytes.get(), length);
+    assert_eq!(node.counters(B).tx_bytes.get(), length);
+    assert_eq!(node.counters(B).tx_packets.get(), 1);
+    node.check_books();
+}
+
+#[test]
+fn super_frames_cross_the_node_whole_and_leave_it_in_segments() {
+    let mut node = Node::new();
+    node.receive(A, super_frame(A, A_IP, B_IP));
+    let sent = node.sent(B);
+    assert_eq!((sent.len(), sent[0].offload.gso), (1, Gso::Tcp4));
+    node.receive(A, super_frame(A, A_IP, REMOTE));
+    let segments = node.sent(PortId::TUNNEL);
+    assert_eq!(segments.len(), 7);
+    assert!(segments.iter().all(|segment| segment.len() <= 1500 && segment.bytes()[16..20] == PEER.octets()));
+    assert_eq!(node.counters(PortId::TUNNEL).tx_packets.get(), 1, "a super-frame counts once");
+    node.check_books();
+}
+
+#[test]
+fn segments_from_the_tunnel_are_joined() {
+    let (mut here, mut there) = (Node::new(), Node::new());
+    there.receive(A, super_frame(A, A_IP, REMOTE));
+    // What the other node sent from A to REMOTE comes here with its addresses exchanged: sums stay as they are.
+    for segment in there.sent(PortId::TUNNEL) {
+        let mut inner = segment.network().to_vec();
+        inner[12..16].copy_from_slice(&REMOTE.octets());
+        inner[16..20].copy_from_slice(&A_IP.octets());
+        here.far(PortId::TUNNEL).deliver(tunnelled(PEER, &inner));
+    }
+    here.visit(PortId::TUNNEL);
+    let sent = here.sent(A);
+    assert_eq!((sent.len(), sent[0].len()), (1, 14 + 40 + 10_000));
+    assert_eq!((sent[0].offload.gso, sent[0].offload.gso_size), (Gso::Tcp4, 1440));
+    here.check_books();
+}
+
+#[test]
+fn questions_to_the_gateway_are_answered_to_the_asker() {
+    let mut node = Node::new();
+    node.receive(A, arp(A, A_IP, Ipv4Addr::new(169, 254, 1, 1)));
+    let sent = node.sent(A);
+    assert_eq!(sent.len(), 1);
+    assert_eq!(sent[0].bytes()[..6], mac(A));
+    assert_eq!((node.stats.answered.get(), node.counters(A).answered.get()), (1, 1));
+    assert_eq!(node.stats.sent.get(), 1, "an answer is sent like any other packet");
+    node.check_books();
+}
+
+#[test]
+fn a_dropped_packet_and_the_error_about_it_are_two() {
+    let mut node = Node::new();
+    node.receive(A, frame(A, &Ip { ttl: 1, ..Ip::new(A_IP, B_IP) }.with(&[0; 100])));
+    let sent = node.sent(A);
+    assert_eq!(sent.len(), 1);
+    let error = sent[0].network();
+    assert_eq!((error[9], error[20], error[21]), (1, 11, 0), "time exceeded");
+    assert_eq!(node.drops(), [(DropReason::TtlExpired, 1)]);
+    assert_eq!(node.counters(A).drops[DropReason::TtlExpired as usize].get(), 1);
+    assert_eq!((node.stats.originated.get(), node.stats.answered.get()), (1, 0));
+    node.check_books();
+}
+
+#[test]
+fn an_error_that_reaches_nobody_is_dropped_itself() {
+    let mut node = Node::new();
+    // The host asks for somebody who isn't there, from an address that leads to nobody.
+    node.receive(PortId::HOST, Packet::copy_of(&Ip { ttl: 1, ..Ip::new(NOBODY, A_IP) }.with(&[0; 40]), 0));
+    assert_eq!(node.drops(), [(DropReason::TtlExpired, 1), (DropReason::UndeliverableError, 1)]);
+    node.check_books();
+}
+
+#[test]
+fn errors_beyond_the_rate_are_suppressed_and_counted() {
+    let mut node = Node::new();
+    let packet = || frame(A, &Ip { ttl: 1, ..Ip::new(A_IP, B_IP) }.with(&[0; 100]));
+    for _ in 0..200 {
+        node.receive(A, packet());
+    }
+    let told = node.sent(A).len() as u64;
+    assert!(told > 0 && told < 200);
+    assert_eq!((node.stats.originated.get(), node.stats.suppressed.get()), (told, 200 - told));
+    node.check_books();
+}
+
+#[test]
+fn fragments_beyond_the_first_are_originated() {
+    let mut node = Node::new();
+    node.receive(A, frame(A, &Ip { dont_fragment: false, ..Ip::new(A_IP, REMOTE) }.with(&[0; 4000])));
+    let sent = node.sent(PortId::TUNNEL);
+    assert_eq!(sent.len(), 3);
+    assert!(sent.iter().all(|fragment| fragment.len() <= 1500));
+    assert_eq!((node.stats.originated.get(), node.counters(PortId::TUNNEL).tx_packets.get()), (2, 3));
+    node.check_books();
+}
+
+#[test]
+fn more_fragments_than_a_batch_holds_all_leave() {
+    let mut node = Node::new();
+    let big = |_| frame(A, &Ip { dont_fragment: false, ..Ip::new(A_IP, REMOTE) }.with(&[0; 60_000]));
+    (0..4).map(big).for_each(|packet| node.far(A).deliver(packet));
+    node.visit(A);
+    assert_eq!(node.sent(PortId::TUNNEL).len(), 4 * 60_000_usize.div_ceil(1456));
+    node.check_books();
+}
+
+#[test]
+fn egress_faults_count_on_the_egress_port() {
+    let mut node = Node::new();
+    node.far(B).set_room(2);
+    for _ in 0..5 {
+        node.far(A).deliver(frame(A, &Ip::new(A_IP, B_IP).with(&[0; 100])));
+    }
+    node.visit(A);
+    assert_eq!(node.drops(), [(DropReason::EgressFull, 3)]);
+    assert_eq!(node.counters(B).drops[DropReason::EgressFull as usize].get(), 3);
+    assert_eq!(node.counters(A).dropped(), 0);
+    assert_eq!(node.counters(B).tx_bytes.get(), 2 * (14 + 20 + 100));
+    node.far(B).remove();
+    node.receive(A, frame(A, &Ip::new(A_IP, B_IP).with(&[0; 100])));
+    assert_eq!(node.counters(B).drops[DropReason::PortDown as usize].get(), 1);
+    node.receive(A, frame(A, &Ip::new(A_IP, C_IP).with(&[0; 100])));
+    assert_eq!(node.drops(), [(DropReason::PortDown, 2), (DropReason::EgressFull, 3)]);
+    node.check_books();
+    let last = std::iter::from_fn(|| node.stats.last_drops.pop()).last().expect("recorded");
+    assert_eq!((last.reason, last.port), (DropReason::PortDown, C));
+}
+
+#[test]
+fn a_drop_is_recorded_with_its_headers() {
+    let mut node = Node::new();
+    let packet = frame(A, &Ip::new(B_IP, REMOTE).with(&[9; 200]));
+    let bytes = packet.bytes().to_vec();
+    node.receive(A, packet);
+    let record = node.stats.last_drops.pop().expect("recorded");
+    assert_eq!((record.reason, record.port), (DropReason::SpoofedSource, A));
+    assert_eq!((record.length, record.network), (220, 14));
+    assert_eq!(record.header[..record.captured.into()], bytes[..96]);
+    node.check_books();
+}
+
+#[test]
+fn what_the_underlay_says_reaches_the_sender_and_the_control_side() {
+    let mut node = Node::new();
+    let inner = Ip::new(A_IP, REMOTE).with(&[0; 1400]);
+    let quote = Ip { protocol: 4, ..Ip::new(NODE, PEER) }.with(&inner)[..100].to_vec();
+    let error = TunnelError { peer: PEER, kind: 3, code: 4, mtu: 1400, offender: None, quote };
+    node.far(PortId::TUNNEL).report(error.clone());
+    node.visit(PortId::TUNNEL);
+    let sent = node.sent(A);
+    assert_eq!(sent.len(), 1);
+    let icmp = &sent[0].network()[20..];
+    assert_eq!((icmp[0], icmp[1], u16::from_be_bytes([icmp[6], icmp[7]])), (3, 4, 1380));
+    let Ok(Event::TunnelError(told)) = node.events.try_recv() else { panic!("the control side is told nothing") };
+    assert_eq!(told, error);
+    node.check_books();
+}
+
+#[test]
+fn one_visit_takes_its_share_and_no_more() {
+    let mut node = Node::new();
+    for _ in 0..LIMIT + 1 {
+        node.far(A).deliver(frame(A, &Ip::new(A_IP, B_IP).with(&[0; 100])));
+    }
+    assert_eq!(node.forwarder.visit(A, Duration::ZERO).expect("alive"), Readiness::More);
+    assert_eq!(node.sent(B).len(), LIMIT);
+    assert_eq!(node.forwarder.visit(A, Duration::ZERO).expect("alive"), Readiness::Drained);
+    for _ in 0..20 {
+        node.far(A).deliver(super_frame(A, A_IP, B_IP));
+    }
+    node.forwarder.visit(A, Duration::ZERO).expect("alive");
+    let bytes: usize = node.sent(B).iter().map(Packet::len).sum();
+    assert!(bytes < QUANTUM + 11_000 && bytes > QUANTUM - 11_000, "{bytes}");
+}
+
+#[test]
+fn ports_that_are_ready_take_turns() {
+    let mut ready = Ready::default();
+    for id in [A, B, A, C, B] {
+        ready.insert(id);
+    }
+    assert_eq!(ready.next(), Some(A));
+    ready.insert(A);
+    assert_eq!(std::iter::from_fn(|| ready.next()).collect::<Vec<_>>(), [B, C, A]);
+}
+
+/// Something for a pod to send.
+fn pod_traffic() -> impl Strategy<Value = Packet> {
+    let destination = prop_oneof![Just(A_IP), Just(B_IP), Just(C_IP), Just(REMOTE), Just(NOBODY), Just(ROUTER)];
+    let source = prop_oneof![4 => Just(A_IP), 1 => Just(B_IP)];
+    let shape = (any::<bool>(), prop_oneof![Just(1_u8), Just(64)], prop_oneof![Just(40_usize), Just(1460), Just(5000)]);
+    prop_oneof![
+        8 => (source, destination.clone(), shape).prop_map(|(source, destination, (dont_fragment, ttl, length))| {
+            frame(A, &Ip { ttl, dont_fragment, ..Ip::new(source, destination) }.with(&vec![0; length]))
+        }),
+        2 => destination.clone().prop_map(|destination| super_frame(A, A_IP, destination)),
+        1 => destination.prop_map(|target| arp(A, A_IP, target)),
+        1 => proptest::collection::vec(any::<u8>(), 0..80).prop_map(|bytes| {
+            let network = bytes.len().min(14);
+            Packet::copy_of(&bytes, network)
+        }),
+    ]
+}
+
+/// Something for the tunnel to receive.
+fn tunnel_traffic() -> impl Strategy<Value = Packet> {
+    let source = prop_oneof![4 => Just(REMOTE), 1 => Just(NOBODY)];
+    let destination = prop_oneof![Just(A_IP), Just(B_IP), Just(C_IP), Just(REMOTE), Just(NOBODY)];
+    let peer = prop_oneof![4 => Just(PEER), 1 => Just(NODE)];
+    (peer, source, destination, prop_oneof![Just(1_u8), Just(64)], 8..1400_usize).prop_map(
+        |(peer, source, destination, ttl, length)| {
+            tunnelled(peer, &Ip { ttl, ..Ip::new(source, destination) }.with(&vec![0; length]))
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever comes, the books balance after each visit.
+    #[test]
+    fn nothing_is_lost_without_a_name(
+        traffic in proptest::collection::vec(
+            prop_oneof![pod_traffic().prop_map(|p| (A, p)), tunnel_traffic().prop_map(|p| (PortId::TUNNEL, p))],
+            1..80,
+        ),
+        room in prop_oneof![Just(usize::MAX), 0..20_usize],
+    ) {
+        let mut node = Node::new();
+        node.far(B).set_room(room);
+        node.far(PortId::TUNNEL).set_room(room.saturating_mul(3));
+        for (port, packet) in traffic {
+            node.far(port).deliver(packet);
+        }
+        for port in [A, PortId::TUNNEL] {
+            while node.forwarder.visit(port, Duration::from_secs(1)).expect("alive") == Readiness::More {
+                node.check_books();
+            }
+            node.check_books();
+        }
+        let recorded = std::iter::from_fn(|| node.stats.last_drops.pop()).fold([0; REASONS], |mut counts, record| {
+            counts[record.reason as usize] += 1;
+            counts
+        });
+        for reason in DropReason::ALL {
+            prop_assert_eq!(recorded[*reason as usize], node.stats.drops[*reason as usize].get());
+        }
+    }
+}
+
+/// A worker thread with pods A and B.
+fn spawn_with_pods() -> (Handle, Far, Far, Receiver<Event>) {
+    let publisher = Publisher::default();
+    publisher.publish(tables());
+    let (sender, events) = crossbeam_channel::unbounded();
+    let worker = spawn("test", publisher, move |event| sender.send(event).expect("the test listens"));
+    let worker = worker.expect("a thread");
+    let [a, b] = [A, B].map(|id| {
+        let (queue, far) = pair(Kind::Whole).expect("descriptors");
+        worker.add_port(id, Box::new(queue), Arc::default()).expect("added");
+        far
+    });
+    (worker, a, b, events)
+}
+
+fn eventually<T>(what: impl Fn() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        if let Some(found) = what() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "never came");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_worker_forwards_everything_that_arrives() {
+    let (worker, a, b, _events) = spawn_with_pods();
+    for _ in 0..10 {
+        // More than one visit takes, so that something is left when the edge has been told.
+        for _ in 0..3 * LIMIT {
+            a.deliver(frame(A, &Ip::new(A_IP, B_IP).with(&[1; 60])));
+        }
+        for _ in 0..3 * LIMIT {
+            eventually(|| b.take());
+        }
+    }
+    worker.stop().expect("stopped");
+    assert_eq!(worker.stats().sent.get(), 30 * LIMIT as u64);
+}
+
+#[test]
+fn ports_come_and_go() {
+    let (worker, a, b, _events) = spawn_with_pods();
+    let (queue, _far) = pair(Kind::Whole).expect("descriptors");
+    let taken = worker.add_port(A, Box::new(queue), Arc::default());
+    assert!(matches!(taken, Err(WorkerError::Taken(A))));
+
+    worker.remove_port(B).expect("removed");
+    worker.remove_port(B).expect("and again");
+    a.deliver(frame(A, &Ip::new(A_IP, B_IP).with(&[1; 60])));
+    eventually(|| (worker.stats().drops[DropReason::PortDown as usize].get() == 1).then_some(()));
+    assert!(b.take().is_none());
+
+    // What was waiting before the queue was added is seen.
+    let (queue, b) = pair(Kind::Whole).expect("descriptors");
+    b.deliver(frame(B, &Ip::new(B_IP, A_IP).with(&[1; 60])));
+    worker.add_port(B, Box::new(queue), Arc::default()).expect("added");
+    eventually(|| a.take());
+}
+
+#[test]
+fn a_port_whose_device_is_gone_is_let_go_and_reported() {
+    let (worker, a, b, events) = spawn_with_pods();
+    b.remove();
+    let Ok(Event::PortFailed { id: B, error }) = events.recv_timeout(Duration::from_secs(5)) else {
+        panic!("the control side is told nothing")
+    };
+    assert_eq!(error.raw_os_error(), Some(77), "EBADFD");
+    let (queue, b) = pair(Kind::Whole).expect("descriptors");
+    worker.add_port(B, Box::new(queue), Arc::default()).expect("the port is free");
+    a.deliver(frame(A, &Ip::new(A_IP, B_IP).with(&[1; 60])));
+    eventually(|| b.take());
+}
+
+#[test]
+fn a_stopped_worker_says_so() {
+    let (worker, ..) = spawn_with_pods();
+    worker.stop().expect("stopped");
+    worker.stop().expect("once is enough");
+    assert!(matches!(worker.remove_port(A), Err(WorkerError::Ended)));
+}

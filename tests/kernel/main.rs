@@ -1,9 +1,12 @@
 //! The kernel behaviours that tapir relies on, one small program each. A failure names a kernel that behaves
 //! otherwise, and each module says at its head which of our files counts on it.
 //!
+//! `queues` then drives our own queues on such devices.
+//!
 //! They need root and `/dev/net/tun`, and run in network namespaces of their own.
 
 mod namespace;
+mod node;
 mod packets;
 
 mod hdr_len_is_a_hint;
@@ -13,6 +16,7 @@ mod persist_off_removes_the_device_elsewhere;
 mod persistent_tap_takes_a_queue_again;
 mod queue_opened_inside_pins_the_namespace;
 mod queue_opened_outside_makes_another_device;
+mod queues;
 mod raw_socket_hears_merged_frames;
 mod raw_socket_silences_protocol_unreachable;
 mod raw_socket_tells_icmp_errors;

@@ -14,7 +14,7 @@ pub fn privileged() -> bool {
     let root = rustix::process::geteuid().is_root();
     let tun = std::path::Path::new("/dev/net/tun").exists();
     if !root || !tun {
-        println!("skipped: needs root and /dev/net/tun");
+        eprintln!("skipped: needs root and /dev/net/tun");
     }
     root && tun
 }

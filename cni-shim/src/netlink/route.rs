@@ -117,7 +117,11 @@ impl Netlink {
             message.header.table = MAIN_TABLE as u8;
             message.header.protocol = RouteProtocol::from(filter.protocol.unwrap_or(0));
             message.attributes.extend(filter.oif.map(RouteAttribute::Oif));
-            let found: Vec<RouteMessage> = self.dump(RTM_GETROUTE, &message, || "list the routes".into())?;
+            let found: Vec<RouteMessage> = match self.dump(RTM_GETROUTE, &message, || "list the routes".into()) {
+                // The main table of a family is made with its first route.
+                Err(error) if error.is_missing() => continue,
+                found => found?,
+            };
             routes.extend(found.into_iter().filter_map(decode).filter(|route| {
                 route.table == MAIN_TABLE
                     && filter.oif.is_none_or(|oif| oif == route.oif)

@@ -15,6 +15,9 @@ pub(super) fn status(call: &Call<'_>) -> Result<(), CniError> {
             let code = if limited { code::LIMITED_CONNECTIVITY } else { code::NOT_AVAILABLE };
             return Err(CniError::new(code, refusal.message).with_details(refusal.details));
         }
+        Err(error @ ClientError::Misunderstood { .. }) => {
+            return Err(CniError { code: code::NOT_AVAILABLE, ..error.into() });
+        }
         Err(error) => {
             let message = format!("{error}; the pods of this node are cut off until it does");
             return Err(CniError { code: code::LIMITED_CONNECTIVITY, message, ..error.into() });

@@ -1,0 +1,171 @@
+//! The words that `tapirctl` understands.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use ipnet::IpNet;
+use tapir_cni::protocol::DEFAULT_SOCKET;
+
+/// How many of the last drops a table shows unless told otherwise.
+pub const LAST_DROPS_SHOWN: usize = 20;
+
+/// See, explain and check a tapir node.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "tapirctl", version, disable_help_subcommand = true)]
+pub struct Cli {
+    /// How to print.
+    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+    /// Where tapird listens.
+    #[arg(long, global = true, default_value = DEFAULT_SOCKET, value_name = "PATH")]
+    pub socket: PathBuf,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// How answers are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs: stable keys.
+    Json,
+    /// The same keys as YAML.
+    Yaml,
+}
+
+/// What `tapirctl` does.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Verb {
+    /// Show the node's health. Exit status: 0 healthy, 1 degraded, 2 tapird does not answer.
+    Status,
+    /// List the pods of this node with their counters.
+    #[command(visible_alias = "pods")]
+    Endpoints,
+    /// List routes, or look one address up.
+    #[command(args_conflicts_with_subcommands = true)]
+    Routes {
+        /// Only routes inside this prefix, or covering it.
+        #[arg(value_parser = prefix)]
+        prefix: Option<IpNet>,
+        /// What forwarding reads, rather than what is known.
+        #[arg(long)]
+        fib: bool,
+        /// One lookup instead of a list.
+        #[command(subcommand)]
+        lookup: Option<Lookup>,
+    },
+    /// List the other nodes as the tunnel sees them.
+    Peers,
+    /// Show and release pod addresses.
+    #[command(subcommand)]
+    Ipam(IpamVerb),
+    /// Count drops by reason and show the last ones.
+    Drops {
+        /// Print drops as they happen, until interrupted.
+        #[arg(short, long)]
+        follow: bool,
+        /// How many of the last drops a table shows; JSON and YAML show all that are kept.
+        #[arg(short = 'n', long, default_value_t = LAST_DROPS_SHOWN, value_name = "N")]
+        last: usize,
+    },
+    /// Examine this node: is there anything that keeps tapir from working? Exit status: 1 when something fails.
+    Check {
+        /// The configuration of tapird.
+        #[arg(long, default_value = "/etc/tapir/tapird.toml", value_name = "FILE")]
+        config: PathBuf,
+        /// Where the container runtime looks for CNI configurations.
+        #[arg(long, default_value = "/etc/cni/net.d", value_name = "DIR")]
+        cni_conf_dir: PathBuf,
+        /// Where the container runtime looks for CNI plugins.
+        #[arg(long, default_value = "/opt/cni/bin", value_name = "DIR")]
+        cni_bin_dir: PathBuf,
+    },
+    /// Remove what tapird leaves in the kernel: tapir0, and with it the host's routes to the pods.
+    Uninstall {
+        /// Also while tapird is running.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+    /// Write the manual pages into a folder.
+    Man {
+        /// The folder; made when it is not there.
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
+}
+
+/// `routes get`.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum Lookup {
+    /// Show where packets for an address go.
+    Get {
+        /// The destination.
+        address: IpAddr,
+    },
+}
+
+/// `ipam …`.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum IpamVerb {
+    /// Show pools, blocks and the addresses in use.
+    Show,
+    /// Give a leaked address back.
+    Release {
+        /// The address.
+        address: IpAddr,
+    },
+}
+
+/// A prefix, or an address as the prefix that holds it alone.
+fn prefix(text: &str) -> Result<IpNet, String> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(address.into());
+    }
+    text.parse().map_err(|_| "neither a prefix such as 10.244.0.0/16 nor an address".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn routes_take_a_prefix_an_address_or_a_lookup() {
+        let verb = |args: &[&str]| Cli::try_parse_from([&["tapirctl", "routes"], args].concat()).map(|cli| cli.verb);
+        let given = |args: &[&str]| match verb(args) {
+            Ok(Verb::Routes { prefix, fib, lookup }) => (prefix.map(|p| p.to_string()), fib, lookup.is_some()),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(given(&[]), (None, false, false));
+        assert_eq!(given(&["10.244.0.0/16", "--fib"]), (Some("10.244.0.0/16".into()), true, false));
+        assert_eq!(given(&["fd00::5"]), (Some("fd00::5/128".into()), false, false));
+        assert_eq!(given(&["get", "10.244.1.5"]), (None, false, true));
+        assert!(verb(&["pods"]).is_err());
+        assert!(verb(&["--fib", "get", "10.244.1.5"]).is_err());
+    }
+
+    #[test]
+    fn options_stand_before_or_after_the_verb() {
+        for args in [["tapirctl", "-o", "json", "pods"], ["tapirctl", "pods", "-o", "json"]] {
+            let cli = Cli::try_parse_from(args).expect("parses");
+            assert_eq!(cli.output, Format::Json);
+            assert!(matches!(cli.verb, Verb::Endpoints));
+        }
+    }
+}

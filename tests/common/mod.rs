@@ -1,0 +1,136 @@
+//! A node without a kernel: tables compiled from a config, a forwarder, and a device in memory for every port.
+
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tapir::config::Config;
+use tapir::control::{self, Desired, Endpoint, Event, Topology, Underlay, mac};
+use tapir::drop_reason::DropReason;
+use tapir::io::memory::{self, Far, Kind};
+use tapir::stats::{Counter, PortCounters, WorkerStats};
+use tapir::table::{PortId, Publisher};
+use tapir::worker::Forwarder;
+use tapir_cni::protocol::{AttachmentId, PodRef};
+
+/// The underlay's MTU.
+pub const UNDERLAY_MTU: u32 = 1500;
+
+/// A port and the far end of its device.
+pub struct Port {
+    /// Its number.
+    pub id: PortId,
+    /// For people.
+    pub name: String,
+    /// Where a test puts packets in and takes them out.
+    pub far: Far,
+    /// What was counted.
+    pub counters: Arc<PortCounters>,
+}
+
+/// A node.
+pub struct Node {
+    /// What forwards.
+    pub forwarder: Forwarder,
+    /// What it counts.
+    pub stats: Arc<WorkerStats>,
+    /// The tunnel, the host, then the pods.
+    pub ports: Vec<Port>,
+    desired: Desired,
+    publisher: Publisher,
+}
+
+impl Node {
+    /// A node with the given `tapird.toml`, which must name its own address, and no pods.
+    pub fn new(config: &str) -> Self {
+        let config = Config::parse(config, Path::new("tapird.toml")).expect("a good config");
+        let underlay = Underlay {
+            interface: "eth0".into(),
+            address: config.node.address.expect("the config names the node's address"),
+            mtu: UNDERLAY_MTU,
+        };
+        let peers = config.peers.iter().map(|peer| control::Peer {
+            name: peer.name.clone(),
+            address: peer.address,
+            pods: peer.pods.clone(),
+        });
+        let topology = Topology {
+            pools: config.network.pools.clone(),
+            ranges: config.network.node_cidrs.clone(),
+            mtu: config.network.mtu.0,
+            peers: peers.collect(),
+        };
+        let desired = Desired::new(topology, underlay);
+        let publisher = Publisher::default();
+        let stats = Arc::new(WorkerStats::default());
+        let forwarder = Forwarder::new(publisher.clone(), stats.clone(), |_| {});
+        let mut node = Self { forwarder, stats, ports: Vec::new(), desired, publisher };
+        let mtu = node.desired.tunnel_mtu().into();
+        node.add_port(PortId::TUNNEL, "tunnel".into(), Kind::Tunnel { mtu });
+        node.add_port(PortId::HOST, "host".into(), Kind::Whole);
+        node.publish();
+        node
+    }
+
+    /// Attaches a pod.
+    pub fn attach(&mut self, name: &str, mac: &str, addresses: &[&str]) -> PortId {
+        let port = PortId(u32::try_from(self.ports.len()).expect("few ports"));
+        self.add_port(port, name.into(), Kind::Whole);
+        self.desired.apply(Event::Attached(Endpoint {
+            id: AttachmentId { container_id: name.into(), interface: "eth0".into() },
+            pod: PodRef { namespace: "default".into(), name: name.into(), uid: String::new() },
+            port,
+            mac: mac::parse(mac).expect("a MAC"),
+            addresses: addresses.iter().map(|text| text.parse::<IpAddr>().expect("an address")).collect(),
+            mtu: self.desired.pod_mtu(),
+        }));
+        self.publish();
+        port
+    }
+
+    fn add_port(&mut self, id: PortId, name: String, kind: Kind) {
+        let (queue, far) = memory::pair(kind).expect("descriptors");
+        let counters = Arc::new(PortCounters::default());
+        self.forwarder.add(id, Box::new(queue), counters.clone());
+        self.ports.push(Port { id, name, far, counters });
+    }
+
+    fn publish(&self) {
+        self.publisher.publish(control::compile(&self.desired));
+    }
+
+    /// The port called `name`.
+    pub fn port(&self, name: &str) -> &Port {
+        self.ports.iter().find(|port| port.name == name).unwrap_or_else(|| panic!("no port {name}"))
+    }
+
+    /// Lets every port be visited once.
+    pub fn turn(&mut self, now: Duration) -> io::Result<()> {
+        for index in 0..self.ports.len() {
+            self.forwarder.visit(self.ports[index].id, now)?;
+        }
+        Ok(())
+    }
+
+    /// The drops so far, those that happened.
+    pub fn drops(&self) -> Vec<(&'static str, u64)> {
+        let count = |reason: &DropReason| (reason.name(), self.stats.drops[*reason as usize].get());
+        DropReason::ALL.iter().map(count).filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// Nothing appears or vanishes: the sums that `stats` promises.
+    pub fn assert_conserved(&self) {
+        let of_ports =
+            |counter: fn(&PortCounters) -> u64| self.ports.iter().map(|port| counter(&port.counters)).sum::<u64>();
+        let dropped: u64 = self.stats.drops.iter().map(Counter::get).sum();
+        assert_eq!(self.stats.received.get() + self.stats.originated.get(), self.stats.sent.get() + dropped);
+        assert_eq!(self.stats.received.get(), of_ports(|port| port.rx_packets.get()));
+        assert_eq!(self.stats.sent.get(), of_ports(|port| port.tx_packets.get()));
+        assert_eq!(self.stats.answered.get(), of_ports(|port| port.answered.get()));
+        assert_eq!(dropped, of_ports(PortCounters::dropped));
+    }
+}

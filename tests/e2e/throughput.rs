@@ -1,0 +1,76 @@
+//! Throughput beside the kernel's own ways, measured in the same minute.
+
+use std::process::Command;
+
+use crate::lab::{self, Lab, measuring, repository, succeed};
+
+/// Runs functions of `scripts/lib.sh`.
+fn shell(script: &str) -> String {
+    let script = format!("set -euo pipefail; . {}/scripts/lib.sh; {script}", repository().display());
+    succeed(Command::new("bash").args(["-c", &script])).trim().to_owned()
+}
+
+struct Path {
+    client: String,
+    address: String,
+}
+
+impl Path {
+    /// A path whose server listens from here on.
+    fn new(lab: &Lab, client: &str, server: &str, address: String) -> Self {
+        shell(&format!("iperf3_serve {}", lab.netns(server)));
+        Self { client: lab.netns(client), address }
+    }
+
+    fn gbit(&self) -> f64 {
+        shell(&format!("throughput {} {} 1", self.client, self.address)).parse().expect("a number")
+    }
+}
+
+fn median(mut samples: Vec<f64>) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    samples[samples.len() / 2]
+}
+
+/// The ratio of medians of interleaved rounds reaches `floor` in one of three attempts: the machine is shared, and
+/// a rate alone says nothing.
+fn reaches(tapir: &Path, kernel: &Path, floor: f64) {
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        let (ours, theirs): (Vec<_>, Vec<_>) = (0..3).map(|_| (tapir.gbit(), kernel.gbit())).unzip();
+        let (ours, theirs) = (median(ours), median(theirs));
+        seen.push(format!("{ours:.2}/{theirs:.2}"));
+        if ours >= floor * theirs {
+            println!("tapir/kernel in Gbit/s: {}", seen.join(", "));
+            return;
+        }
+    }
+    panic!("never {floor} of the kernel's; tapir/kernel in Gbit/s: {}", seen.join(", "));
+}
+
+fn yardstick(lab: &Lab, kind: &str) -> Path {
+    succeed(Command::new(repository().join("scripts/yardstick")).args([&lab.name, kind]));
+    Path::new(lab, &format!("{kind}-a"), &format!("{kind}-b"), "10.1.0.2".into())
+}
+
+#[test]
+fn on_one_node_it_reaches_nine_tenths_of_the_kernels_veth_route() {
+    if !lab::possible() {
+        return;
+    }
+    let quiet = measuring();
+    let lab = Lab::up_while(&quiet, &["--nodes", "1"]);
+    let tapir = Path::new(&lab, "n1-p1", "n1-p2", lab.v4("n1-p2").to_string());
+    reaches(&tapir, &yardstick(&lab, "veth"), 0.9);
+}
+
+#[test]
+fn across_nodes_it_reaches_three_tenths_of_the_kernels_vxlan() {
+    if !lab::possible() {
+        return;
+    }
+    let quiet = measuring();
+    let lab = Lab::up_while(&quiet, &["--pods", "1", "--cut"]);
+    let tapir = Path::new(&lab, "n1-p1", "n2-p1", lab.v4("n2-p1").to_string());
+    reaches(&tapir, &yardstick(&lab, "vxlan"), 0.3);
+}

@@ -1,0 +1,121 @@
+//! A node with a worker, real TAPs and, where there are peers, a real tunnel.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
+use std::sync::Arc;
+
+use tapir::io::tap::Tap;
+use tapir::io::tunnel_raw::TunnelRaw;
+use tapir::stats::PortCounters;
+use tapir::sys::tap::{Layer, open_queue};
+use tapir::table::{
+    Adjacency, Fib, GATEWAY_V4, GATEWAY_V6, Mac, Path, Peer, Port, PortId, PortKind, Publisher, Rewrite, Tables,
+};
+use tapir::worker::{Handle, spawn};
+
+use crate::namespace::Namespace;
+
+pub const MTU: u16 = 1480;
+
+/// A pod's namespace, with the addresses it is to have.
+pub struct Pod {
+    pub namespace: Namespace,
+    pub v4: Ipv4Addr,
+    pub v6: Ipv6Addr,
+}
+
+impl Pod {
+    pub fn new(node: u8, number: u8) -> Self {
+        let v6 = Ipv6Addr::new(0xfd00, 0, 0, node.into(), 0, 0, 0, number.into());
+        Self { namespace: Namespace::new(), v4: Ipv4Addr::new(10, 1, node, number), v6 }
+    }
+}
+
+pub struct Node {
+    pub worker: Handle,
+    pub counters: Vec<Arc<PortCounters>>,
+}
+
+/// Another node: its underlay address, and the `node` of its pods.
+pub type Remote = (Ipv4Addr, u8);
+
+impl Node {
+    /// Attaches the pods, and the tunnel of `underlay`, a namespace and the node's address there.
+    pub fn new(pods: &[&Pod], underlay: Option<(&Namespace, Ipv4Addr)>, remotes: &[Remote]) -> Self {
+        let publisher = Publisher::default();
+        let worker = spawn("test", publisher.clone(), |_| {}).expect("a thread");
+        let mut tables = Tables { router_v4: Some(Ipv4Addr::new(10, 1, 0, 254)), ..Tables::default() };
+        let mut routes = Vec::new();
+        let mut node = Self { worker, counters: Vec::new() };
+        tables.ports = vec![None, None];
+        node.counters.resize_with(2, Arc::default);
+        if let Some((namespace, address)) = underlay {
+            let tunnel = namespace.run(|| TunnelRaw::open(address, MTU)).expect("raw sockets");
+            let counters = node.counters[0].clone();
+            node.worker.add_port(PortId::TUNNEL, Box::new(tunnel), counters).expect("added");
+            tables.node = Some(address);
+            tables.ports[0] = Some(Port { name: "tunnel".into(), kind: PortKind::Tunnel, mtu: MTU });
+            for &(peer, number) in remotes {
+                tables.peers.push(Peer { address: peer });
+                for (prefix, ipv6) in
+                    [(format!("10.1.{number}.0/24"), false), (format!("fd00:0:0:{number}::/64"), true)]
+                {
+                    let rewrite = Rewrite::outer(address, peer, ipv6);
+                    let path = Path { port: PortId::TUNNEL, rewrite, mtu: MTU };
+                    routes.push((prefix.parse().expect("a prefix"), Adjacency::Forward(path)));
+                }
+            }
+        }
+        for pod in pods {
+            let port = PortId(tables.ports.len() as u32);
+            let mac = [2, 0, 0, 0, 0, port.0 as u8];
+            let counters = Arc::<PortCounters>::default();
+            node.counters.push(counters.clone());
+            node.worker.add_port(port, Box::new(attach(pod, mac)), counters).expect("added");
+            let addresses = vec![IpAddr::V4(pod.v4), IpAddr::V6(pod.v6)];
+            for address in &addresses {
+                let rewrite = Rewrite::ethernet(mac, address.is_ipv6());
+                routes.push(((*address).into(), Adjacency::Forward(Path { port, rewrite, mtu: MTU })));
+            }
+            tables.ports.push(Some(Port { name: "pod".into(), kind: PortKind::Pod { mac, addresses }, mtu: MTU }));
+        }
+        tables.fib = Fib::build(routes);
+        publisher.publish(tables);
+        node
+    }
+}
+
+/// Makes the pod's interface, as the plugin would.
+fn attach(pod: &Pod, mac: Mac) -> Tap {
+    let (queue, _) = pod.namespace.run(|| open_queue("eth0", Layer::Ethernet)).expect("a queue");
+    let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+    for arguments in [
+        format!("link set dev eth0 address {mac} mtu {MTU} up"),
+        format!("addr add {}/32 dev eth0", pod.v4),
+        format!("addr add {}/128 dev eth0 nodad", pod.v6),
+        format!("route add {GATEWAY_V4} dev eth0 scope link"),
+        format!("route add default via {GATEWAY_V4}"),
+        format!("route add default via {GATEWAY_V6} dev eth0"),
+    ] {
+        pod.namespace.ip(&arguments);
+    }
+    Tap::new(queue, Layer::Ethernet).expect("non-blocking")
+}
+
+/// Sends `length` bytes by TCP and checks that they are what arrives.
+pub fn transfer(from: &Pod, to: &Pod, address: IpAddr, length: usize) {
+    let listener = to.namespace.run(|| TcpListener::bind((address, 0))).expect("a port");
+    let target = listener.local_addr().expect("bound");
+    let pattern: Vec<u8> = (0..length).map(|i| (i * 31 + i / 257) as u8).collect();
+    std::thread::scope(|scope| {
+        let receiver = scope.spawn(|| {
+            let mut received = Vec::with_capacity(length);
+            listener.accept().expect("a connection").0.read_to_end(&mut received).expect("received");
+            received
+        });
+        let mut stream = from.namespace.run(|| TcpStream::connect(target)).expect("connected");
+        stream.write_all(&pattern).expect("sent");
+        drop(stream);
+        assert!(receiver.join().expect("no panic") == pattern, "not what was sent");
+    });
+}
