@@ -1,7 +1,7 @@
 //! Which peers answer, and why not.
 //!
 //! A probe is an echo request through the tunnel to the other node's own pod address. It is lost when the next one is
-//! due without an answer. A peer is up while one of its last [`PATIENCE`] probes was answered, down when none of them
+//! due without an answer. A peer is up while one of its last three probes was answered, down when none of them
 //! was, and unknown until there are as many. What the underlay's routers say about packets to it is remembered for a
 //! while as the likely cause.
 

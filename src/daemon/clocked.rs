@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use tokio::task::JoinError;
 
 use super::attachment::{Attachment, Outcome, QUEUES, Stage};
 use super::{Daemon, notify};
@@ -66,7 +67,11 @@ impl Daemon {
     }
 
     /// Takes in what a job has done.
-    pub(super) fn finish(&mut self, outcome: Outcome) {
+    pub(super) fn finish(&mut self, outcome: Result<Outcome, JoinError>) {
+        let outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(error) => return tracing::error!(%error, "a job died"),
+        };
         match outcome {
             Outcome::Inspected { add, connection, done, result } => self.inspected(*add, connection, done, result),
             Outcome::Adopted { id, connection, queues, done, result } => {

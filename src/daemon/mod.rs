@@ -13,7 +13,7 @@
 //! is written if it has changed, and only then are the requests answered which depend on it: an answer is a promise
 //! that a crash can't break. Requests that arrive together share one write.
 //!
-//! An attachment goes through stages ([`attachment::Stage`]):
+//! An attachment goes through stages (`attachment::Stage`):
 //!
 //! ```text
 //!  Add ─▶ Pending ─ Attach ─▶ Adopting ─▶ Attached ─ DEL, GC, namespace gone ─▶ Removing ─▶ gone
@@ -50,7 +50,7 @@ use crate::cni::{Server, ServerError};
 use crate::config::{Config, ConfigError};
 use crate::control::ipam::Ipam;
 use crate::control::{Desired, Event, compile};
-use crate::host::{HostError, clock, tapir0};
+use crate::host::{HostError, clock};
 use crate::io::TunnelError;
 use crate::stats::PortCounters;
 use crate::store::embedded::{Store, StoreError};
@@ -102,6 +102,9 @@ pub enum DaemonError {
     /// The tunnel's sockets.
     #[error("can't open the tunnel: {0}; CAP_NET_RAW is needed")]
     Tunnel(io::Error),
+    /// Another daemon forwards for this host.
+    #[error("another tapird has tapir0 open; one network namespace takes one daemon")]
+    Held,
     /// Threads, signals, descriptors.
     #[error("can't {action}: {source}")]
     System {
@@ -135,7 +138,6 @@ struct Daemon {
     path: PathBuf,
     config: Config,
     store: Arc<Store>,
-    _claim: tapir0::Claim,
     boot: String,
     started: Duration,
     desired: Desired,
@@ -230,10 +232,12 @@ impl Daemon {
                         self.take(message);
                     }
                 }
-                Some(outcome) = self.jobs.join_next() => match outcome {
-                    Ok(outcome) => self.finish(outcome),
-                    Err(error) => tracing::error!(%error, "a job died"),
-                },
+                Some(outcome) = self.jobs.join_next() => {
+                    self.finish(outcome);
+                    while let Some(outcome) = self.jobs.try_join_next() {
+                        self.finish(outcome);
+                    }
+                }
                 Some((port, error)) = failures.recv() => self.port_failed(port, &error),
                 Some(error) = errors.recv() => self.heed(&error),
                 Some(query) = queries.recv() => self.inform(query),

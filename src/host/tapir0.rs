@@ -4,12 +4,10 @@
 //! when the daemon stops, so that the host's sockets survive a restart; [`uninstall`] removes it, and its addresses
 //! and routes with it. [`reconcile`] makes it what it should be, whatever it is, and leaves alone what is right.
 
-use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
 use ipnet::IpNet;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 use tapir_cni::netlink::{AddressOptions, Link, Netlink, Route, RouteFilter};
 
 use super::HostError;
@@ -32,22 +30,12 @@ pub struct Wanted {
     pub routes: Vec<IpNet>,
 }
 
-/// The claim on a network namespace; while it lives no other daemon gets it.
-#[derive(Debug)]
-pub struct Claim(#[expect(dead_code, reason = "held, not used")] OwnedFd);
-
-/// Claims the network namespace we are in. An abstract socket name belongs to the namespace and dies with us.
+/// Whether somebody has it open: another daemon in this network namespace, or one that is ending.
 ///
 /// # Errors
-/// [`HostError::System`] with `AddrInUse` when another daemon has it.
-pub fn claim() -> Result<Claim, HostError> {
-    let claim = || -> io::Result<OwnedFd> {
-        let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
-        rustix::net::bind(&socket, &SocketAddrUnix::new_abstract_name(b"tapird")?)?;
-        Ok(socket)
-    };
-    let action = "claim this network namespace (is another tapird running in it?)";
-    claim().map(Claim).map_err(|source| HostError::System { action, source })
+/// [`HostError::Netlink`].
+pub fn is_held() -> Result<bool, HostError> {
+    Ok(Netlink::open()?.link(NAME)?.is_some_and(|link| link.up && link.carrier))
 }
 
 /// Opens a queue of it; it is made if missing.

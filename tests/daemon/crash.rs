@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tapir_cni::client::Client;
+use tapir_cni::error::code;
 use tapir_cni::protocol::{Del, Request};
 
 use crate::node::{Container, NETWORK, Node, eventually, privileged};
@@ -62,6 +63,30 @@ fn a_corrupt_state_is_rebuilt_from_the_kernel() {
     std::fs::remove_file(&path).unwrap();
     node.restart();
     assert_eq!(node.state_of(&a.id).as_deref(), Some("attached"), "a lost state is rebuilt too");
+}
+
+#[test]
+fn what_cannot_be_written_down_is_not_promised() {
+    if !privileged() {
+        return;
+    }
+    let mut node = Node::start(NETWORK);
+    let (kept, late) = (Container::new(), Container::new());
+    kept.add(&node);
+    // A folder where the next state is to be written first.
+    let obstacle = node.state_dir().join("state.json.tmp");
+    std::fs::create_dir(&obstacle).unwrap();
+    assert_eq!(late.refused(&node, |_| {}).code, code::IO_FAILURE);
+    eventually("the ADD is taken back", || node.state_of(&late.id).is_none());
+    assert!(node.status().problems.iter().any(|problem| problem.contains("state.json")));
+    assert_eq!(node.ask(&Request::Ready).unwrap_err().code, code::NOT_AVAILABLE);
+    assert_eq!(node.del(&kept.id).unwrap_err().code, code::IO_FAILURE);
+    std::fs::remove_dir(&obstacle).unwrap();
+    node.del(&kept.id).expect("the next try is written down");
+    assert!(node.status().ready);
+    late.add(&node);
+    node.restart();
+    assert_eq!(node.endpoints().len(), 1);
 }
 
 /// Adds and deletes from several threads while the daemon is killed again and again.

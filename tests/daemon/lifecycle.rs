@@ -3,7 +3,9 @@
 use rustix::process::Signal;
 use tapir_cni::protocol::Request;
 
-use crate::node::{Container, NETWORK, Node, eventually, fails_to_start, is_removed, privileged, run};
+use crate::node::{
+    Container, NETWORK, Node, eventually, fails_to_start, fails_to_start_in, is_removed, privileged, run,
+};
 
 #[test]
 fn a_restart_keeps_everything() {
@@ -117,7 +119,7 @@ fn a_namespace_that_is_gone_is_let_go() {
     run(&format!("ip netns add {}", replaced.namespace.name));
     node.restart();
     let left: Vec<_> = node.endpoints().into_iter().map(|row| row.container_id).collect();
-    assert_eq!(left, [live.id.container_id.clone()]);
+    assert_eq!(left, [live.id.container_id.as_str()]);
 }
 
 #[test]
@@ -187,6 +189,12 @@ fn daemons_do_not_meet() {
     assert!(log.contains("no socket"), "a link is not replaced: {log}");
     std::fs::remove_file(second.socket()).unwrap();
 
+    // In the namespace of the first, with nothing else in common.
+    let (status, log) = fails_to_start_in(&second, &node.namespace);
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains("another tapird has tapir0 open"), "{log}");
+    assert_eq!(node.state_of(&pod.id).as_deref(), Some("attached"));
+
     // With the same names and ranges, on the same machine, with a state to rebuild: it adopts nobody.
     second.restart();
     second.kill();
@@ -194,4 +202,20 @@ fn daemons_do_not_meet() {
     second.restart();
     assert!(second.endpoints().is_empty());
     assert_eq!(node.endpoints().len(), 1);
+}
+
+#[test]
+fn a_daemon_waits_for_the_one_before() {
+    if !privileged() {
+        return;
+    }
+    let mut node = Node::start(NETWORK);
+    let pod = Container::new();
+    pod.add(&node);
+    let next = node.spawn();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    node.kill();
+    node.adopt(next);
+    eventually("the next one serves", || std::os::unix::net::UnixStream::connect(node.socket()).is_ok());
+    assert_eq!(node.state_of(&pod.id).as_deref(), Some("attached"));
 }

@@ -164,10 +164,19 @@ impl Node {
 
     /// Starts the daemon without waiting for it.
     pub fn spawn(&self) -> Child {
+        self.spawn_in(&self.namespace)
+    }
+
+    /// Takes over a daemon that was spawned.
+    pub fn adopt(&mut self, child: Child) {
+        self.child = Some(child);
+    }
+
+    fn spawn_in(&self, namespace: &Namespace) -> Child {
         self.write_config();
         let log = File::options().create(true).append(true).open(self.folder.path().join("log")).unwrap();
         Command::new("ip")
-            .args(["netns", "exec", &self.namespace.name, env!("CARGO_BIN_EXE_tapird"), "--config"])
+            .args(["netns", "exec", &namespace.name, env!("CARGO_BIN_EXE_tapird"), "--config"])
             .arg(self.config_path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -277,8 +286,13 @@ impl Drop for Node {
 
 /// Ends a process that must end by itself; its status and what it wrote.
 pub fn fails_to_start(node: &Node) -> (ExitStatus, String) {
+    fails_to_start_in(node, &node.namespace)
+}
+
+/// The same in another namespace than its own.
+pub fn fails_to_start_in(node: &Node, namespace: &Namespace) -> (ExitStatus, String) {
     let before = node.log().len();
-    let mut child = node.spawn();
+    let mut child = node.spawn_in(namespace);
     let start = Instant::now();
     loop {
         if let Some(status) = child.try_wait().unwrap() {
