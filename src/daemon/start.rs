@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::attachment::{Attachment, QUEUES, Stage, interface};
+use super::dispatch::Done;
 use super::prober::Prober;
 use super::{BACKLOG, Daemon, DaemonError, Inputs, Links, Signals, del_queue, reload};
 use crate::api::drops::History;
@@ -89,7 +90,7 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
     daemon.open(settled)?;
     daemon.store.save(&daemon.state())?;
     for entry in queued.values() {
-        super::Done::Entry(entry.clone()).tell(tapir_cni::protocol::Reply::Ok(serde_json::Value::Null));
+        Done::Entry(entry.clone()).succeed(serde_json::Value::Null);
     }
     let http = daemon.config.node.http().map(listen).transpose()?;
     let socket = &daemon.config.node.socket;
@@ -144,12 +145,9 @@ fn recover(store: &Store, boot: &str, config: &Config, now: Duration) -> Result<
             let addresses = state.attachments.into_iter().flat_map(|record| record.addresses);
             Ok(Recovered { records: Vec::new(), freed: addresses.map(|address| Freed { address, at: now }).collect() })
         }
-        Found::SetAside { path, reason } => {
-            let kept = path.display();
-            tracing::error!(
-                "{}: {reason}; kept as {kept}, rebuilding from the kernel",
-                config.node.state_dir.display()
-            );
+        Found::SetAside { path, damage } => {
+            let folder = config.node.state_dir.display();
+            tracing::error!(%damage, kept = %path.display(), "the state in {folder} can't be read; rebuilding from the kernel");
             Ok(rebuild(store.instance(), config))
         }
         Found::Nothing => Ok(rebuild(store.instance(), config)),
@@ -293,11 +291,7 @@ impl Daemon {
         let queue = tapir0::open()?;
         let problems = tapir0::reconcile(&self.wanted_host())?;
         self.note("tapir0", problems.iter().map(HostError::to_string).collect());
-        self.open_host(queue);
-        self.open_tunnel();
-        match self.problems.get("tunnel").and_then(|problems| problems.first()) {
-            Some(problem) => Err(DaemonError::Tunnel(std::io::Error::other(problem.clone()))),
-            None => Ok(()),
-        }
+        self.open_host(queue).map_err(|source| DaemonError::Port { port: "tapir0", source })?;
+        self.open_tunnel().map_err(|source| DaemonError::Port { port: "the tunnel", source })
     }
 }
