@@ -697,12 +697,12 @@ fn uninstall_removes_tapir0_and_what_is_routed_through_it() {
     node.ip(&["link", "set", "tapir0", "up"]);
     node.ip(&["route", "add", "10.244.0.0/16", "dev", "tapir0"]);
 
-    let claim = node.enter(|| tapir::host::tapir0::claim().expect("claimed"));
+    let held = node.enter(|| tapir::host::tapir0::open().expect("opened"));
     let outcome = node.run(&["uninstall"]);
     assert_eq!(outcome.status, 1);
     assert!(outcome.stderr.contains("running in this network namespace"), "{}", outcome.stderr);
     assert!(String::from_utf8_lossy(&links()).contains("tapir0"));
-    drop(claim);
+    drop(held);
 
     let outcome = node.run(&["uninstall", "-o", "json"]);
     assert_eq!((outcome.status, outcome.stderr.as_str()), (0, ""));

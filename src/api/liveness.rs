@@ -1,7 +1,7 @@
 //! Which peers answer, and why not.
 //!
 //! A probe is an echo request through the tunnel to the other node's own pod address. It is lost when the next one is
-//! due without an answer. A peer is up while one of its last [`PATIENCE`] probes was answered, down when none of them
+//! due without an answer. A peer is up while one of its last three probes was answered, down when none of them
 //! was, and unknown until there are as many. What the underlay's routers say about packets to it is remembered for a
 //! while as the likely cause.
 
@@ -17,8 +17,8 @@ const PATIENCE: usize = 3;
 const CAUSE_LIFETIME: Duration = Duration::from_secs(30);
 /// How often a peer is probed.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// The same until its state is known.
-const FIRST_INTERVAL: Duration = Duration::from_secs(1);
+/// The same until its state is known, and when one that was up has missed a probe.
+const SHORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Whether a peer answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +57,8 @@ pub struct Liveness {
 impl Liveness {
     /// Whether the next probe should go out.
     pub fn is_due(&self, now: Duration) -> bool {
-        let interval = if self.results.len() < PATIENCE { FIRST_INTERVAL } else { INTERVAL };
+        let doubtful = self.state() == State::Up && self.results.back() == Some(&None);
+        let interval = if doubtful || self.results.len() < PATIENCE { SHORT_INTERVAL } else { INTERVAL };
         self.last_probe.is_none_or(|last| now.saturating_sub(last) >= interval)
     }
 

@@ -16,7 +16,7 @@ const MISUSE: u8 = 2;
 
 /// The node daemon of tapir: forwards between the pods of this node, the host and other nodes.
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "tapird", version)]
 struct Arguments {
     /// The configuration file.
     #[arg(long, value_name = "FILE", default_value = "/etc/tapir/tapird.toml")]

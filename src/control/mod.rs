@@ -2,7 +2,7 @@
 //!
 //! [`Desired`] is everything the node is meant to do: what the config says (its [`Topology`]), what the underlay
 //! is like, which pods are attached, and which tunnel paths have turned out to be narrower. Whatever happens
-//! reaches it as an [`Event`] through [`Desired::apply`], and [`compile`] makes the whole of it into
+//! reaches it as an [`Event`] through [`Desired::apply`], and [`compile()`] makes the whole of it into
 //! [`Tables`](crate::table::Tables). The tables depend on what is true, never on the order in which it became so:
 //! a daemon that restarts applies the same events from nothing and arrives at the same tables.
 //!

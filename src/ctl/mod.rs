@@ -25,7 +25,7 @@ use serde::de::DeserializeOwned;
 use tapir_cni::protocol::Request;
 
 use crate::api::types::{Drops, Endpoint, Ipam, Peer, Route, Status};
-use crate::host::tapir0::{self, Claim};
+use crate::host::tapir0;
 use crate::host::{self, HostError};
 
 pub use args::{Cli, Format};
@@ -174,20 +174,19 @@ fn status(cli: &Cli, terminal: &mut Terminal<'_>) -> Result<u8, CtlError> {
 }
 
 fn uninstall(cli: &Cli, force: bool, terminal: &mut Terminal<'_>) -> Result<(), CtlError> {
-    // Held to the end: no daemon starts while its device goes.
-    let _claim = if force { None } else { Some(claim(&cli.socket)?) };
+    if !force {
+        refuse_running(&cli.socket)?;
+    }
     let removed = host::uninstall()?;
     let words = if removed { "tapir0 and its routes removed\n" } else { "nothing to remove\n" };
     terminal.show(cli.output, &serde_json::json!({ "removed": removed }), |_| words.to_owned())
 }
 
-/// Claims the network namespace, as a daemon does. One that is slow, or that we may not talk to, runs all the same.
-fn claim(socket: &Path) -> Result<Claim, CtlError> {
+/// Refuses while a daemon runs: one that is slow, or that we may not talk to, runs all the same, and one with another
+/// socket holds `tapir0`.
+fn refuse_running(socket: &Path) -> Result<(), CtlError> {
     if !matches!(Client::connect(socket), Err(ClientError::NoSocket { .. } | ClientError::NotListening { .. })) {
         return Err(CtlError::Running { socket: socket.into() });
     }
-    tapir0::claim().map_err(|error| match error {
-        HostError::System { source, .. } if source.kind() == io::ErrorKind::AddrInUse => CtlError::RunningElsewhere,
-        error => error.into(),
-    })
+    if tapir0::is_held()? { Err(CtlError::RunningElsewhere) } else { Ok(()) }
 }

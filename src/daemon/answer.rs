@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use tapir_cni::error::code;
-use tapir_cni::protocol::{Refusal, Request};
+use tapir_cni::protocol::Refusal;
 
 use super::attachment::Stage;
 use super::verbs::refusal;
@@ -12,40 +12,22 @@ use crate::api::http::Query;
 use crate::api::liveness::State;
 use crate::api::metrics::{Port, Snapshot};
 use crate::api::routes;
-use crate::api::types::{Assignment, Block, Endpoint, Ipam, Peer, PeerCount, Pool, Status, Store, Tunnel};
+use crate::api::types::{
+    Assignment, Block, Drops, Endpoint, Ipam, Peer, PeerCount, Pool, Route, Status, Store, Tunnel,
+};
 use crate::control::{ipam, mac};
 use crate::host::clock;
 use crate::table::PortId;
 
 impl Daemon {
-    /// Answers what only reads; and `ipam release`.
-    pub(super) fn answer(&mut self, request: Request, done: Done) {
-        match request {
-            Request::Status => done.answer(Ok(self.status())),
-            Request::Endpoints => done.answer(Ok(self.endpoints())),
-            Request::Routes { prefix, fib: false } => done.answer(Ok(routes::known(&self.desired, prefix))),
-            Request::Routes { prefix, fib: true } => {
-                done.answer(Ok(routes::forwarded(&self.desired, &self.publisher.snapshot(), prefix)));
-            }
-            Request::RouteGet { address } => {
-                let route = routes::get(&self.desired, &self.publisher.snapshot(), address);
-                let unrouted = || refusal(code::IO_FAILURE, format!("no route to {address}"), "");
-                done.answer(route.ok_or_else(unrouted));
-            }
-            Request::Peers => done.answer(Ok(self.peers())),
-            Request::IpamShow => done.answer(Ok(self.ipam())),
-            Request::IpamRelease { address } => self.release(address, done),
-            Request::Drops { after } => {
-                self.take_drops();
-                done.answer(Ok(self.history.answer(self.worker.stats(), after)));
-            }
-            Request::Add(_)
-            | Request::Attach(_)
-            | Request::Del(_)
-            | Request::Check { .. }
-            | Request::Gc { .. }
-            | Request::Ready => unreachable!("the plugin's verbs are taken in elsewhere"),
-        }
+    pub(super) fn route(&self, address: IpAddr) -> Result<Route, Refusal> {
+        let route = routes::get(&self.desired, &self.publisher.snapshot(), address);
+        route.ok_or_else(|| refusal(code::IO_FAILURE, format!("no route to {address}"), ""))
+    }
+
+    pub(super) fn drops(&mut self, after: u64) -> Drops {
+        self.take_drops();
+        self.history.answer(self.worker.stats(), after)
     }
 
     /// Answers HTTP.
@@ -87,7 +69,7 @@ impl Daemon {
         self.problems.values().flatten().cloned().chain(detached).collect()
     }
 
-    fn status(&self) -> Status {
+    pub(super) fn status(&self) -> Status {
         let now = clock::now();
         let problems = self.all_problems();
         let states: Vec<State> = self.states().collect();
@@ -120,7 +102,7 @@ impl Daemon {
         peers.map(|peer| self.prober.liveness(peer.address).map_or(State::Unknown, |liveness| liveness.state()))
     }
 
-    fn endpoints(&self) -> Vec<Endpoint> {
+    pub(super) fn endpoints(&self) -> Vec<Endpoint> {
         let row = |attachment: &super::Attachment| {
             let (record, counters) = (&attachment.record, &attachment.counters);
             let state = match attachment.stage {
@@ -171,7 +153,7 @@ impl Daemon {
         ports
     }
 
-    fn peers(&self) -> Vec<Peer> {
+    pub(super) fn peers(&self) -> Vec<Peer> {
         let now = clock::now();
         let row = |peer: &crate::control::Peer| {
             let liveness = self.prober.liveness(peer.address);
@@ -198,7 +180,7 @@ impl Daemon {
         self.desired.topology().peers.iter().map(row).collect()
     }
 
-    fn ipam(&self) -> Ipam {
+    pub(super) fn ipam(&self) -> Ipam {
         let topology = self.desired.topology();
         let assigned: Vec<IpAddr> = self.ipam.assigned().chain(self.ipam.own().iter().copied()).collect();
         let used = |net: &ipnet::IpNet| assigned.iter().filter(|&address| net.contains(address)).count() as u64;
@@ -233,7 +215,7 @@ impl Daemon {
     }
 
     /// Gives an address back by hand: one that cools at once, one of a pod only when the pod is cut off anyway.
-    fn release(&mut self, address: IpAddr, done: Done) {
+    pub(super) fn release(&mut self, address: IpAddr, done: Done) {
         let refuse = |done: Done, message: String, details: &str| {
             done.answer(Err::<(), Refusal>(refusal(code::ADDRESS_IN_USE, message, details)));
         };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tapir_cni::protocol::{Add, AttachmentId};
 
-use super::{Daemon, Done};
+use super::{Daemon, Done, PortError};
 use crate::cni::ConnectionId;
 use crate::control::{Endpoint, Event, Namespace, Underlay};
 use crate::host::{HostError, clock, pod};
@@ -15,7 +15,6 @@ use crate::stats::PortCounters;
 use crate::store::{FreedRecord, Phase, Record, State};
 use crate::sys::tap::Layer;
 use crate::table::PortId;
-use crate::worker::WorkerError;
 
 /// How many queues a pod's TAP has: one for each worker.
 pub(super) const QUEUES: u16 = 1;
@@ -73,17 +72,6 @@ pub(super) enum Outcome {
     Reconciled { underlay: Result<Underlay, HostError>, host: Result<(Option<OwnedFd>, Vec<HostError>), HostError> },
 }
 
-/// Why a pod's port can't be opened.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectError {
-    /// The queue.
-    #[error("can't use the queue: {0}")]
-    Queue(#[from] std::io::Error),
-    /// The worker.
-    #[error(transparent)]
-    Worker(#[from] WorkerError),
-}
-
 impl Attachment {
     pub fn new(record: Record, stage: Stage) -> Self {
         Self { record, stage, counters: Arc::default() }
@@ -126,7 +114,7 @@ impl Daemon {
     }
 
     /// Opens a pod's port: from here on packets flow.
-    pub(super) fn connect(&mut self, id: &AttachmentId, queues: Vec<OwnedFd>) -> Result<(), ConnectError> {
+    pub(super) fn connect(&mut self, id: &AttachmentId, queues: Vec<OwnedFd>) -> Result<(), PortError> {
         let Some(attachment) = self.attachments.get_mut(id) else { return Ok(()) };
         let endpoint = attachment.endpoint();
         let port = endpoint.port;

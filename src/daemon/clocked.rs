@@ -4,8 +4,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use ipnet::IpNet;
+use tokio::task::JoinError;
+
 use super::attachment::{Attachment, Outcome, QUEUES, Stage};
-use super::{Daemon, notify};
+use super::{Daemon, PortError, notify};
 use crate::api::liveness;
 use crate::control::{Event, MIN_MTU_V6, Namespace, Underlay};
 use crate::host::{HostError, clock, netns, pod, tapir0, underlay};
@@ -64,7 +67,11 @@ impl Daemon {
     }
 
     /// Takes in what a job has done.
-    pub(super) fn finish(&mut self, outcome: Outcome) {
+    pub(super) fn finish(&mut self, outcome: Result<Outcome, JoinError>) {
+        let outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(error) => return tracing::error!(%error, "a job died"),
+        };
         match outcome {
             Outcome::Inspected { add, connection, done, result } => self.inspected(*add, connection, done, result),
             Outcome::Adopted { id, connection, queues, done, result } => {
@@ -122,13 +129,16 @@ impl Daemon {
         });
     }
 
-    /// What `tapir0` should be.
+    /// What `tapir0` should be: the way to the pools, and to pods outside of them, whose addresses another IPAM plugin
+    /// has chosen.
     pub(super) fn wanted_host(&self) -> tapir0::Wanted {
-        tapir0::Wanted {
-            addresses: self.ipam.own().to_vec(),
-            mtu: self.desired.pod_mtu(),
-            pools: self.desired.topology().pools.clone(),
+        let mut routes = self.desired.topology().pools.clone();
+        for address in self.desired.endpoints().flat_map(|endpoint| &endpoint.addresses) {
+            if !routes.iter().any(|prefix| prefix.contains(address)) {
+                routes.push(IpNet::from(*address));
+            }
         }
+        tapir0::Wanted { addresses: self.ipam.own().to_vec(), mtu: self.desired.pod_mtu(), routes }
     }
 
     fn reconciled(
@@ -152,21 +162,17 @@ impl Daemon {
             }
             Err(error) => self.note("underlay", vec![error.to_string()]),
         }
-        let mut problems = match host {
+        let problems = match host {
             Ok((queue, problems)) => {
-                if let Some(queue) = queue {
-                    self.open_host(queue);
-                }
-                problems.iter().map(HostError::to_string).collect()
+                let opened = queue.map_or(Ok(()), |queue| self.open_host(queue));
+                let failure = opened.err().map(|error| error.to_string());
+                problems.iter().map(HostError::to_string).chain(failure).collect()
             }
             Err(error) => vec![error.to_string()],
         };
-        if !self.links.host && problems.is_empty() {
-            problems.push("tapir0 could not be opened; see the log".into());
-        }
         self.note("tapir0", problems);
         if !self.links.tunnel {
-            self.open_tunnel();
+            self.reopen_tunnel();
         }
     }
 
@@ -179,28 +185,24 @@ impl Daemon {
     }
 
     /// Gives the worker `tapir0`.
-    pub(super) fn open_host(&mut self, queue: OwnedFd) {
-        let counters = self.links.host_counters.clone();
-        let added = Tap::new(queue, Layer::Ip)
-            .map_err(|error| error.to_string())
-            .and_then(|tap| self.worker.add_port(PortId::HOST, Box::new(tap), counters).map_err(|e| e.to_string()));
-        match added {
-            Ok(()) => self.links.host = true,
-            Err(error) => tracing::error!(error, "can't use tapir0; trying again in {RECONCILE:?}"),
-        }
+    pub(super) fn open_host(&mut self, queue: OwnedFd) -> Result<(), PortError> {
+        let tap = Box::new(Tap::new(queue, Layer::Ip)?);
+        self.worker.add_port(PortId::HOST, tap, self.links.host_counters.clone())?;
+        self.links.host = true;
+        Ok(())
     }
 
     /// Gives the worker the tunnel.
-    pub(super) fn open_tunnel(&mut self) {
-        let counters = self.links.tunnel_counters.clone();
-        let opened = TunnelRaw::open(self.desired.underlay().address, self.desired.tunnel_mtu())
-            .map_err(|error| error.to_string())
-            .and_then(|tunnel| {
-                self.worker.add_port(PortId::TUNNEL, Box::new(tunnel), counters).map_err(|error| error.to_string())
-            });
-        self.links.tunnel = opened.is_ok();
-        let problems = opened.err().map(|error| format!("the tunnel can't be opened: {error}"));
-        self.note("tunnel", problems.into_iter().collect());
+    pub(super) fn open_tunnel(&mut self) -> Result<(), PortError> {
+        let tunnel = Box::new(TunnelRaw::open(self.desired.underlay().address, self.desired.tunnel_mtu())?);
+        self.worker.add_port(PortId::TUNNEL, tunnel, self.links.tunnel_counters.clone())?;
+        self.links.tunnel = true;
+        Ok(())
+    }
+
+    fn reopen_tunnel(&mut self) {
+        let problem = self.open_tunnel().err().map(|error| format!("the tunnel can't be opened: {error}"));
+        self.note("tunnel", problem.into_iter().collect());
     }
 
     fn retry(&mut self) {
@@ -244,7 +246,7 @@ impl Daemon {
             PortId::TUNNEL => {
                 tracing::error!(%error, "the tunnel's sockets failed; opening them again");
                 self.links.tunnel = false;
-                self.open_tunnel();
+                self.reopen_tunnel();
             }
             port => {
                 let attachment = self.attachments.values_mut().find(|attachment| attachment.record.port == port.0);

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 
 use tapir_cni::protocol::{self, Del};
 
-use super::{Daemon, Done, verbs};
+use super::Daemon;
+use super::attachment::Waiting;
+use super::dispatch::Done;
 
 /// The longest file that is read, in bytes.
 const MAX_SIZE: u64 = 64 << 10;
@@ -67,7 +69,8 @@ impl Daemon {
     pub(super) fn replay_queue(&mut self) {
         let socket = self.config.node.socket.clone();
         for path in entries(&socket) {
-            if verbs::is_waited_for(&self.waiting, &path) {
+            let begun = |waiting: &Waiting| matches!(&waiting.done, Done::Entry(other) if *other == path);
+            if self.waiting.iter().any(begun) {
                 continue;
             }
             match read(&path) {

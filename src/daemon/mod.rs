@@ -13,7 +13,7 @@
 //! is written if it has changed, and only then are the requests answered which depend on it: an answer is a promise
 //! that a crash can't break. Requests that arrive together share one write.
 //!
-//! An attachment goes through stages ([`attachment::Stage`]):
+//! An attachment goes through stages (`attachment::Stage`):
 //!
 //! ```text
 //!  Add ─▶ Pending ─ Attach ─▶ Adopting ─▶ Attached ─ DEL, GC, namespace gone ─▶ Removing ─▶ gone
@@ -27,6 +27,7 @@ mod answer;
 mod attachment;
 mod clocked;
 mod del_queue;
+mod dispatch;
 mod prober;
 mod reload;
 mod start;
@@ -39,9 +40,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tapir_cni::protocol::{AttachmentId, Refusal, Reply};
+use tapir_cni::protocol::{AttachmentId, Refusal};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::api::drops::History;
@@ -50,13 +51,14 @@ use crate::cni::{Server, ServerError};
 use crate::config::{Config, ConfigError};
 use crate::control::ipam::Ipam;
 use crate::control::{Desired, Event, compile};
-use crate::host::{HostError, clock, tapir0};
+use crate::host::{HostError, clock};
 use crate::io::TunnelError;
 use crate::stats::PortCounters;
 use crate::store::embedded::{Store, StoreError};
 use crate::table::{PortId, Publisher};
-use crate::worker;
-use attachment::{Attachment, Outcome};
+use crate::worker::{self, WorkerError};
+use attachment::{Attachment, Outcome, Waiting};
+use dispatch::Done;
 use prober::Prober;
 
 /// Threads for jobs. Most of a job is waiting for the kernel's one lock on links, so more would not help.
@@ -99,9 +101,17 @@ pub enum DaemonError {
         /// Why not.
         source: io::Error,
     },
-    /// The tunnel's sockets.
-    #[error("can't open the tunnel: {0}; CAP_NET_RAW is needed")]
-    Tunnel(io::Error),
+    /// `tapir0` or the tunnel.
+    #[error("can't open {port}: {source}")]
+    Port {
+        /// Which.
+        port: &'static str,
+        /// Why not.
+        source: PortError,
+    },
+    /// Another daemon forwards for this host.
+    #[error("another tapird has tapir0 open; one network namespace takes one daemon")]
+    Held,
     /// Threads, signals, descriptors.
     #[error("can't {action}: {source}")]
     System {
@@ -110,6 +120,17 @@ pub enum DaemonError {
         /// Why not.
         source: io::Error,
     },
+}
+
+/// Why a port can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum PortError {
+    /// Its queue, or socket.
+    #[error(transparent)]
+    Queue(#[from] io::Error),
+    /// The worker.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
 }
 
 /// Runs the daemon until it is told to end (SIGTERM, SIGINT). Pods, `tapir0` and routes stay as they are then.
@@ -135,7 +156,6 @@ struct Daemon {
     path: PathBuf,
     config: Config,
     store: Arc<Store>,
-    _claim: tapir0::Claim,
     boot: String,
     started: Duration,
     desired: Desired,
@@ -156,7 +176,7 @@ struct Daemon {
     /// What waits for the next write.
     deferred: Vec<Deferred>,
     /// What waits for attachments to be gone.
-    waiting: Vec<attachment::Waiting>,
+    waiting: Vec<Waiting>,
 }
 
 /// The ports that are not pods'.
@@ -175,15 +195,6 @@ struct Deferred {
     answer: serde_json::Value,
     /// The attachment whose ADD is taken back when the state can't be written.
     undo: Option<AttachmentId>,
-}
-
-/// Whom to tell that something is done.
-#[derive(Debug)]
-enum Done {
-    /// A client.
-    Reply(oneshot::Sender<Reply>),
-    /// Nobody: the file that asked for it is removed.
-    Entry(PathBuf),
 }
 
 /// Where things come from.
@@ -230,10 +241,12 @@ impl Daemon {
                         self.take(message);
                     }
                 }
-                Some(outcome) = self.jobs.join_next() => match outcome {
-                    Ok(outcome) => self.finish(outcome),
-                    Err(error) => tracing::error!(%error, "a job died"),
-                },
+                Some(outcome) = self.jobs.join_next() => {
+                    self.finish(outcome);
+                    while let Some(outcome) = self.jobs.try_join_next() {
+                        self.finish(outcome);
+                    }
+                }
                 Some((port, error)) = failures.recv() => self.port_failed(port, &error),
                 Some(error) = errors.recv() => self.heed(&error),
                 Some(query) = queries.recv() => self.inform(query),
@@ -281,7 +294,7 @@ impl Daemon {
             }
         }
         for Deferred { done, answer, .. } in std::mem::take(&mut self.deferred) {
-            done.tell(Reply::Ok(answer));
+            done.succeed(answer);
         }
     }
 
@@ -295,36 +308,11 @@ impl Daemon {
             if let Some(id) = undo {
                 self.remove(&id);
             }
-            match done {
-                // Done, but not on disk: the file asks for it again after a crash.
-                Done::Entry(_) => {}
-                Done::Reply(_) => done.tell(Reply::Error(Refusal {
-                    code: tapir_cni::error::code::IO_FAILURE,
-                    message: text.clone(),
-                    details: "make room on node.state_dir's disk".into(),
-                })),
-            }
-        }
-    }
-
-    fn defer(&mut self, done: Done, answer: impl serde::Serialize) {
-        let answer = serde_json::to_value(answer).expect("answers are JSON");
-        self.deferred.push(Deferred { done, answer, undo: None });
-    }
-}
-
-impl Done {
-    fn tell(self, reply: Reply) {
-        match self {
-            // Nobody listens when the connection has ended.
-            Self::Reply(to) => drop(to.send(reply)),
-            Self::Entry(path) => {
-                if let Err(error) = std::fs::remove_file(&path)
-                    && error.kind() != io::ErrorKind::NotFound
-                {
-                    tracing::warn!(%error, path = %path.display(), "can't remove a DEL that was replayed");
-                }
-            }
+            done.refuse(Refusal {
+                code: tapir_cni::error::code::IO_FAILURE,
+                message: text.clone(),
+                details: "make room on node.state_dir's disk".into(),
+            });
         }
     }
 }

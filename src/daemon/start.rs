@@ -16,10 +16,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::attachment::{Attachment, QUEUES, Stage, interface};
+use super::dispatch::Done;
 use super::prober::Prober;
 use super::{BACKLOG, Daemon, DaemonError, Inputs, Links, Signals, del_queue, reload};
 use crate::api::drops::History;
-use crate::cni::Server;
+use crate::cni::{Server, ServerError};
 use crate::config::Config;
 use crate::control::ipam::{Freed, Ipam};
 use crate::control::{Desired, Event};
@@ -29,6 +30,10 @@ use crate::store::embedded::{Found, Store, StoreError};
 use crate::store::{Phase, Record};
 use crate::table::{PortId, Publisher};
 use crate::worker::{self, Event as WorkerEvent};
+
+/// How long another daemon may be in the way.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// What was remembered or found.
 #[derive(Default)]
@@ -41,8 +46,9 @@ struct Recovered {
 pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Daemon, Inputs), DaemonError> {
     let started = clock::now();
     let system = |action| move |source| DaemonError::System { action, source };
-    let store = Arc::new(Store::open(&config.node.state_dir)?);
-    let claim = tapir0::claim()?;
+    let store =
+        Arc::new(patiently(|| Store::open(&config.node.state_dir), |e| matches!(e, StoreError::Locked { .. }))?);
+    patiently(unheld, |error| matches!(error, DaemonError::Held))?;
     let boot = clock::boot_id().map_err(system("read the boot id"))?;
     let underlay = underlay::detect(config.underlay.interface(), config.node.address)?;
     if let Some(message) = reload::contradiction(&config, &underlay) {
@@ -64,7 +70,6 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
         desired: Desired::new(reload::topology(&config), underlay),
         config,
         store,
-        _claim: claim,
         boot,
         started,
         ipam,
@@ -85,14 +90,32 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
     daemon.open(settled)?;
     daemon.store.save(&daemon.state())?;
     for entry in queued.values() {
-        super::Done::Entry(entry.clone()).tell(tapir_cni::protocol::Reply::Ok(serde_json::Value::Null));
+        Done::Entry(entry.clone()).succeed(serde_json::Value::Null);
     }
     let http = daemon.config.node.http().map(listen).transpose()?;
-    let server = Server::bind(&daemon.config.node.socket)?;
+    let socket = &daemon.config.node.socket;
+    let server = patiently(|| Server::bind(socket), |error| matches!(error, ServerError::InUse { .. }))?;
     let took = clock::now().saturating_sub(started);
     let endpoints = daemon.attachments.len();
     tracing::info!(endpoints, ?took, socket = %daemon.config.node.socket.display(), "ready");
     Ok((daemon, Inputs { server, http, failures, errors, signals }))
+}
+
+/// Tries again while another daemon is in the way: one that was killed takes a moment to let go of all it has.
+fn patiently<T, E>(mut work: impl FnMut() -> Result<T, E>, in_the_way: impl Fn(&E) -> bool) -> Result<T, E> {
+    let start = clock::now();
+    loop {
+        match work() {
+            Err(error) if in_the_way(&error) && clock::now().saturating_sub(start) < PATIENCE => {
+                std::thread::sleep(PAUSE);
+            }
+            result => return result,
+        }
+    }
+}
+
+fn unheld() -> Result<(), DaemonError> {
+    if tapir0::is_held()? { Err(DaemonError::Held) } else { Ok(()) }
 }
 
 /// Called by the worker, which must not wait: of the underlay's errors some may be lost.
@@ -122,12 +145,9 @@ fn recover(store: &Store, boot: &str, config: &Config, now: Duration) -> Result<
             let addresses = state.attachments.into_iter().flat_map(|record| record.addresses);
             Ok(Recovered { records: Vec::new(), freed: addresses.map(|address| Freed { address, at: now }).collect() })
         }
-        Found::SetAside { path, reason } => {
-            let kept = path.display();
-            tracing::error!(
-                "{}: {reason}; kept as {kept}, rebuilding from the kernel",
-                config.node.state_dir.display()
-            );
+        Found::SetAside { path, damage } => {
+            let folder = config.node.state_dir.display();
+            tracing::error!(%damage, kept = %path.display(), "the state in {folder} can't be read; rebuilding from the kernel");
             Ok(rebuild(store.instance(), config))
         }
         Found::Nothing => Ok(rebuild(store.instance(), config)),
@@ -271,11 +291,7 @@ impl Daemon {
         let queue = tapir0::open()?;
         let problems = tapir0::reconcile(&self.wanted_host())?;
         self.note("tapir0", problems.iter().map(HostError::to_string).collect());
-        self.open_host(queue);
-        self.open_tunnel();
-        match self.problems.get("tunnel").and_then(|problems| problems.first()) {
-            Some(problem) => Err(DaemonError::Tunnel(std::io::Error::other(problem.clone()))),
-            None => Ok(()),
-        }
+        self.open_host(queue).map_err(|source| DaemonError::Port { port: "tapir0", source })?;
+        self.open_tunnel().map_err(|source| DaemonError::Port { port: "the tunnel", source })
     }
 }

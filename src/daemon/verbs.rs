@@ -3,15 +3,15 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ipnet::IpNet;
 use tapir_cni::error::code;
-use tapir_cni::protocol::{Add, AttachmentId, Refusal, Reply, Request, Wiring};
+use tapir_cni::protocol::{Add, AttachmentId, Refusal, Wiring};
 
 use super::attachment::{Attachment, Outcome, QUEUES, Stage, Waiting};
 use super::{Daemon, Deferred, Done};
-use crate::cni::{Call, ConnectionId, Message};
+use crate::cni::ConnectionId;
 use crate::control::ipam::IpamError;
 use crate::control::{MIN_MTU_V6, Namespace, mac};
 use crate::host::{HostError, clock, netns, pod};
@@ -46,28 +46,8 @@ fn from_host(error: &HostError) -> Refusal {
 }
 
 impl Daemon {
-    /// Takes in what connections say.
-    pub(super) fn take(&mut self, message: Message) {
-        match message {
-            Message::Closed(connection) => self.abandon(connection),
-            Message::Call(call) => {
-                let Call { connection, request, queues, reply } = *call;
-                let done = Done::Reply(reply);
-                match request {
-                    Request::Add(add) => self.add(add, connection, done),
-                    Request::Attach(id) => self.attach(id, connection, queues, done),
-                    Request::Del(del) => self.del(&del.id, done),
-                    Request::Check { id, addresses, mac } => done.answer(self.check(&id, &addresses, &mac)),
-                    Request::Gc { valid } => self.gc(&valid, done),
-                    Request::Ready => done.answer(self.could_add()),
-                    other => self.answer(other, done),
-                }
-            }
-        }
-    }
-
     /// Looks at the pod's namespace, after what can be refused without.
-    fn add(&mut self, add: Add, connection: ConnectionId, done: Done) {
+    pub(super) fn add(&mut self, add: Add, connection: ConnectionId, done: Done) {
         // A DEL of the same attachment may have been queued while an earlier daemon died.
         self.replay_queue();
         if let Err(refusal) = self.admit(&add) {
@@ -201,7 +181,7 @@ impl Daemon {
     }
 
     /// The pod is wired: looks at the queues.
-    fn attach(&mut self, id: AttachmentId, connection: ConnectionId, queues: Vec<OwnedFd>, done: Done) {
+    pub(super) fn attach(&mut self, id: AttachmentId, connection: ConnectionId, queues: Vec<OwnedFd>, done: Done) {
         let instance = self.store.instance();
         let attachment = self.attachments.get_mut(&id);
         let pending = attachment
@@ -249,13 +229,17 @@ impl Daemon {
             let endpoint = attachment.endpoint();
             let addresses = &endpoint.addresses;
             tracing::info!(endpoint = endpoint.name(), container = id.container_id, ?addresses, "attached");
+            if attachment.record.delegated {
+                // The host may need a route of its own to it.
+                self.reconcile();
+            }
         }
         self.dirty = true;
         self.deferred.push(Deferred { done, answer: serde_json::Value::Null, undo: Some(id) });
     }
 
     /// A connection has ended: what it has begun and not finished is undone.
-    fn abandon(&mut self, connection: ConnectionId) {
+    pub(super) fn abandon(&mut self, connection: ConnectionId) {
         let unfinished = self.attachments.iter().filter(|(_, attachment)| match attachment.stage {
             Stage::Pending { connection: of } | Stage::Adopting { connection: of } => of == connection,
             Stage::Attached { .. } | Stage::Detached { .. } | Stage::Removing => false,
@@ -277,7 +261,7 @@ impl Daemon {
     }
 
     /// Removes whatever is not among `valid`. An ADD that is under way is not: its runtime could not list it.
-    fn gc(&mut self, valid: &[AttachmentId], done: Done) {
+    pub(super) fn gc(&mut self, valid: &[AttachmentId], done: Done) {
         let valid: BTreeSet<&AttachmentId> = valid.iter().collect();
         let stale = self.attachments.iter().filter(|(id, attachment)| {
             !valid.contains(id) && !matches!(attachment.stage, Stage::Pending { .. } | Stage::Adopting { .. })
@@ -291,7 +275,7 @@ impl Daemon {
         ids.iter().for_each(|id| self.remove(id));
     }
 
-    fn check(&self, id: &AttachmentId, addresses: &[IpAddr], mac: &str) -> Result<(), Refusal> {
+    pub(super) fn check(&self, id: &AttachmentId, addresses: &[IpAddr], mac: &str) -> Result<(), Refusal> {
         let what = format!("{} of container {}", id.interface, id.container_id);
         let Some(attachment) = self.attachments.get(id) else {
             return Err(refusal(code::UNKNOWN_CONTAINER, format!("tapird does not know {what}"), "add the pod again"));
@@ -317,7 +301,7 @@ impl Daemon {
     }
 
     /// Whether an ADD could succeed.
-    fn could_add(&self) -> Result<(), Refusal> {
+    pub(super) fn could_add(&self) -> Result<(), Refusal> {
         if let Some(problem) = self.problems.get("store").and_then(|problems| problems.first()) {
             return Err(refusal(code::NOT_AVAILABLE, problem.clone(), ""));
         }
@@ -359,37 +343,4 @@ fn is_interface(text: &str) -> bool {
         && text != "."
         && text != ".."
         && !text.bytes().any(|byte| byte == b'/' || byte == b':' || byte.is_ascii_whitespace() || byte == 0)
-}
-
-impl Done {
-    fn refuse(self, refusal: Refusal) {
-        self.tell_client(Reply::Error(refusal));
-    }
-
-    /// Answers a client, now.
-    pub(super) fn answer(self, result: Result<impl serde::Serialize, Refusal>) {
-        self.tell_client(match result {
-            Ok(value) => Reply::Ok(serde_json::to_value(value).expect("answers are JSON")),
-            Err(refusal) => Reply::Error(refusal),
-        });
-    }
-
-    fn tell_client(self, reply: Reply) {
-        if let Self::Reply(_) = &self {
-            self.tell(reply);
-        }
-    }
-
-    /// Nobody waits for it any more.
-    fn is_abandoned(&self) -> bool {
-        match self {
-            Self::Reply(to) => to.is_closed(),
-            Self::Entry(_) => false,
-        }
-    }
-}
-
-/// A queued DEL's file, if its attachment is already waited for on its behalf.
-pub(super) fn is_waited_for(waiting: &[Waiting], path: &PathBuf) -> bool {
-    waiting.iter().any(|waiting| matches!(&waiting.done, Done::Entry(other) if other == path))
 }

@@ -4,12 +4,10 @@
 //! when the daemon stops, so that the host's sockets survive a restart; [`uninstall`] removes it, and its addresses
 //! and routes with it. [`reconcile`] makes it what it should be, whatever it is, and leaves alone what is right.
 
-use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
 use ipnet::IpNet;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 use tapir_cni::netlink::{AddressOptions, Link, Netlink, Route, RouteFilter};
 
 use super::HostError;
@@ -29,25 +27,15 @@ pub struct Wanted {
     /// In bytes.
     pub mtu: u16,
     /// What is routed through it.
-    pub pools: Vec<IpNet>,
+    pub routes: Vec<IpNet>,
 }
 
-/// The claim on a network namespace; while it lives no other daemon gets it.
-#[derive(Debug)]
-pub struct Claim(#[expect(dead_code, reason = "held, not used")] OwnedFd);
-
-/// Claims the network namespace we are in. An abstract socket name belongs to the namespace and dies with us.
+/// Whether somebody has it open: another daemon in this network namespace, or one that is ending.
 ///
 /// # Errors
-/// [`HostError::System`] with `AddrInUse` when another daemon has it.
-pub fn claim() -> Result<Claim, HostError> {
-    let claim = || -> io::Result<OwnedFd> {
-        let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
-        rustix::net::bind(&socket, &SocketAddrUnix::new_abstract_name(b"tapird")?)?;
-        Ok(socket)
-    };
-    let action = "claim this network namespace (is another tapird running in it?)";
-    claim().map(Claim).map_err(|source| HostError::System { action, source })
+/// [`HostError::Netlink`].
+pub fn is_held() -> Result<bool, HostError> {
+    Ok(Netlink::open()?.link(NAME)?.is_some_and(|link| link.up && link.carrier))
 }
 
 /// Opens a queue of it; it is made if missing.
@@ -78,9 +66,9 @@ pub fn reconcile(wanted: &Wanted) -> Result<Vec<HostError>, HostError> {
         netlink.set_mtu(&link, wanted.mtu.into())?;
     }
     let (v6, mut addresses): (Vec<IpAddr>, Vec<IpAddr>) = wanted.addresses.iter().partition(|one| one.is_ipv6());
-    let mut pools = wanted.pools.clone();
+    let mut prefixes = wanted.routes.clone();
     if ipv6_is_off() {
-        pools.retain(|pool| matches!(pool, IpNet::V4(_)));
+        prefixes.retain(|prefix| matches!(prefix, IpNet::V4(_)));
         if !v6.is_empty() {
             problems.push(HostError::NoIpv6 { addresses: v6 });
         }
@@ -97,7 +85,7 @@ pub fn reconcile(wanted: &Wanted) -> Result<Vec<HostError>, HostError> {
             netlink.add_address(&link, prefix, AddressOptions { nodad: true, noprefixroute: true })?;
         }
     }
-    problems.extend(reconcile_routes(&mut netlink, &link, &addresses, &pools)?);
+    problems.extend(reconcile_routes(&mut netlink, &link, &addresses, &prefixes)?);
     // Removing an address removes the routes that have it as source, so this comes last.
     let link_local: IpNet = "fe80::/10".parse().expect("a prefix");
     for prefix in present {
@@ -112,9 +100,9 @@ fn reconcile_routes(
     netlink: &mut Netlink,
     link: &Link,
     addresses: &[IpAddr],
-    pools: &[IpNet],
+    prefixes: &[IpNet],
 ) -> Result<Vec<HostError>, HostError> {
-    let wanted = pools.iter().map(|&prefix| {
+    let wanted = prefixes.iter().map(|&prefix| {
         let source = addresses.iter().copied().find(|address| address.is_ipv6() == prefix.addr().is_ipv6());
         Route { source, protocol: ROUTE_PROTOCOL, ..Route::on_link(prefix, link.index) }
     });

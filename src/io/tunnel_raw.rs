@@ -2,7 +2,7 @@
 //!
 //! **Receiving.** The kernel reassembles, checks the outer header and hands over whole datagrams, several a call.
 //! They become packets with the outer header in front and the inner packet as the one that is routed. Those that the
-//! kernel merged are marked ([`merged`](super::merged)), the others joined as far as they go ([`gso::coalesce`]), so
+//! kernel merged are marked (`merged`), the others joined as far as they go ([`gso::coalesce`]), so
 //! that a bulk flow crosses the node in super-frames.
 //!
 //! **Sending.** A packet is cut as late as possible: headers are made in a small array, payload is gathered from where
@@ -20,7 +20,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 
-use super::{Lost, Queue, Readiness, TunnelError, merged};
+use super::{Lost, Queue, Readiness, Refusal, TunnelError, merged};
 use crate::drop_reason::DropReason;
 use crate::gso::{self, Segment};
 use crate::packet::{Packet, Pool};
@@ -60,6 +60,7 @@ pub struct TunnelRaw {
     errors: bool,
     /// The beginnings of packets longer than the device's MTU.
     oversized: VecDeque<Vec<u8>>,
+    refusal: Refusal,
 }
 
 impl TunnelRaw {
@@ -78,6 +79,7 @@ impl TunnelRaw {
             received: Vec::with_capacity(2 * MAX_MESSAGES),
             errors: false,
             oversized: VecDeque::with_capacity(OVERSIZED),
+            refusal: Refusal::default(),
         })
     }
 
@@ -91,13 +93,15 @@ impl TunnelRaw {
                 Ok(sent) => sent,
                 Err(error) => {
                     let reason = reason(error);
-                    if reason == DropReason::EgressFull {
-                        left.iter().for_each(|(index, _)| lose(*index, reason, lost));
-                        room = false;
-                        break;
-                    }
-                    if reason == DropReason::TooBig {
-                        self.remember(&packets[*index], segment);
+                    match reason {
+                        DropReason::EgressFull => {
+                            left.iter().for_each(|(index, _)| lose(*index, reason, lost));
+                            room = false;
+                            break;
+                        }
+                        DropReason::TooBig => self.remember(&packets[*index], segment),
+                        DropReason::EgressRejected => self.refusal.log(error, || "tunnel".into()),
+                        _ => {}
                     }
                     lose(*index, reason, lost);
                     // The rest of a packet that lacks a piece helps nobody.

@@ -54,7 +54,7 @@ pub enum StoreError {
 }
 
 /// What was found in the folder.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Found {
     /// No state was ever written, or it was removed.
     Nothing,
@@ -65,8 +65,28 @@ pub enum Found {
         /// Where it is kept.
         path: PathBuf,
         /// What is wrong with it.
-        reason: String,
+        damage: Damage,
     },
+}
+
+/// What is wrong with a state that can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Damage {
+    /// More bytes than any state has.
+    #[error("it is too large")]
+    TooLarge,
+    /// Not JSON, or not of the right shape.
+    #[error("{0}")]
+    Malformed(#[from] serde_json::Error),
+    /// Written by another version.
+    #[error("it is of version {0}, and this tapird writes version {VERSION}")]
+    Version(u32),
+    /// Some of it is not what was written.
+    #[error("its checksum is wrong")]
+    Checksum,
+    /// Two attachments claim the same id, port or address.
+    #[error("two attachments claim the same")]
+    Contradiction,
 }
 
 /// The open folder.
@@ -123,7 +143,7 @@ impl Store {
         }
         match decode(&bytes) {
             Ok(state) => Ok(Found::State(state)),
-            Err(reason) => Ok(Found::SetAside { path: self.set_aside(&path, now)?, reason }),
+            Err(damage) => Ok(Found::SetAside { path: self.set_aside(&path, now)?, damage }),
         }
     }
 
@@ -223,24 +243,24 @@ fn encode(state: &State) -> Vec<u8> {
     bytes
 }
 
-fn decode(bytes: &[u8]) -> Result<State, String> {
+fn decode(bytes: &[u8]) -> Result<State, Damage> {
     #[derive(Deserialize)]
     struct Stamp {
         version: u32,
     }
     if bytes.len() as u64 > MAX_SIZE {
-        return Err("it is too large".into());
+        return Err(Damage::TooLarge);
     }
-    let stamp: Stamp = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let stamp: Stamp = serde_json::from_slice(bytes)?;
     if stamp.version != VERSION {
-        return Err(format!("it is of version {}, and this tapird writes version {VERSION}", stamp.version));
+        return Err(Damage::Version(stamp.version));
     }
-    let envelope: Envelope = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let envelope: Envelope = serde_json::from_slice(bytes)?;
     if envelope.checksum != checksum(envelope.state.get().as_bytes()) {
-        return Err("its checksum is wrong".into());
+        return Err(Damage::Checksum);
     }
-    let state: State = serde_json::from_str(envelope.state.get()).map_err(|error| error.to_string())?;
-    if state.is_consistent() { Ok(state) } else { Err("two attachments claim the same".into()) }
+    let state: State = serde_json::from_str(envelope.state.get())?;
+    if state.is_consistent() { Ok(state) } else { Err(Damage::Contradiction) }
 }
 
 /// FNV-1a (64 bits): every step is a bijection, so no change of a single byte goes unseen.
@@ -278,17 +298,24 @@ mod tests {
         State { boot: "b".into(), attachments: vec![record(7)], freed }
     }
 
+    fn loaded(store: &Store) -> State {
+        match store.load(UNIX_EPOCH).unwrap() {
+            Found::State(state) => state,
+            found => panic!("{found:?}"),
+        }
+    }
+
     #[test]
     fn what_is_saved_is_found() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a/b");
         let store = Store::open(&path).unwrap();
         let instance = store.instance().to_owned();
-        assert_eq!(store.load(UNIX_EPOCH).unwrap(), Found::Nothing);
+        assert!(matches!(store.load(UNIX_EPOCH).unwrap(), Found::Nothing));
         store.save(&state()).unwrap();
         drop(store);
         let store = Store::open(&path).unwrap();
-        assert_eq!(store.load(UNIX_EPOCH).unwrap(), Found::State(state()));
+        assert_eq!(loaded(&store), state());
         assert_eq!(store.instance(), instance);
     }
 
@@ -314,7 +341,7 @@ mod tests {
         for bytes in cut.chain(flipped) {
             assert!(decode(&bytes).is_err(), "{}", String::from_utf8_lossy(&bytes));
         }
-        assert_eq!(decode(&whole), Ok(state()));
+        assert_eq!(decode(&whole).unwrap(), state());
     }
 
     #[test]
@@ -332,9 +359,10 @@ mod tests {
             let suffix = if index == 0 { "" } else { ".1" };
             let path = folder.path().join(format!("state.json.corrupt-60{suffix}"));
             let found = store.load(UNIX_EPOCH + std::time::Duration::from_secs(60)).unwrap();
-            assert_eq!(found, Found::SetAside { path: path.clone(), reason: reason.into() });
+            let Found::SetAside { path: aside, damage } = found else { panic!("{found:?}") };
+            assert_eq!((&aside, damage.to_string().as_str()), (&path, reason));
             assert_eq!(std::fs::read(path).unwrap(), content);
-            assert_eq!(store.load(UNIX_EPOCH).unwrap(), Found::Nothing);
+            assert!(matches!(store.load(UNIX_EPOCH).unwrap(), Found::Nothing));
         }
     }
 
@@ -360,8 +388,8 @@ mod tests {
         let store = Store::open(folder.path()).unwrap();
         store.save(&state()).unwrap();
         std::fs::write(folder.path().join("state.json.tmp"), b"{\"ver").unwrap();
-        assert_eq!(store.load(UNIX_EPOCH).unwrap(), Found::State(state()));
+        assert_eq!(loaded(&store), state());
         store.save(&State::default()).unwrap();
-        assert_eq!(store.load(UNIX_EPOCH).unwrap(), Found::State(State::default()));
+        assert_eq!(loaded(&store), State::default());
     }
 }

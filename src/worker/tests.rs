@@ -282,9 +282,9 @@ fn a_dropped_packet_and_the_error_about_it_are_two() {
 #[test]
 fn an_error_that_reaches_nobody_is_dropped_itself() {
     let mut node = Node::new();
-    // The host asks for somebody who isn't there, from an address that leads to nobody.
-    node.receive(PortId::HOST, Packet::copy_of(&Ip { ttl: 1, ..Ip::new(NOBODY, A_IP) }.with(&[0; 40]), 0));
-    assert_eq!(node.drops(), [(DropReason::TtlExpired, 1), (DropReason::UndeliverableError, 1)]);
+    // The host sends from an address that is not this node's, and leads to nobody.
+    node.receive(PortId::HOST, Packet::copy_of(&Ip::new(NOBODY, REMOTE).with(&[0; 40]), 0));
+    assert_eq!(node.drops(), [(DropReason::ForeignSource, 1), (DropReason::UndeliverableError, 1)]);
     node.check_books();
 }
 

@@ -1,6 +1,7 @@
 use std::collections::VecDeque;
 
 use proptest::prelude::*;
+use tapir_cni::error::code;
 
 use super::*;
 

@@ -1,0 +1,102 @@
+//! The config at start and on SIGHUP.
+
+use std::process::Command;
+
+use rustix::process::Signal;
+
+use crate::node::{Container, NETWORK, Node, eventually, fails_to_start, privileged};
+
+#[test]
+fn a_bad_config_never_starts() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t.toml");
+    let check = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_tapird")).arg("--check-config").arg("--config").arg(&path).output();
+        let output = output.unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        (output.status.code(), text.replace(&path.display().to_string(), "FILE"))
+    };
+    assert_eq!(check("[node]\nname = \"n\"\n"), (Some(0), "FILE: ok\n".into()));
+    assert_eq!(
+        check("[network]\npools = [\"10.0.0.0/8\", \"10.1.0.0/16\"]\n"),
+        (Some(2), "tapird: FILE:2: network.pools: 10.1.0.0/16 overlaps 10.0.0.0/8\n".into())
+    );
+    let unknown = Command::new(env!("CARGO_BIN_EXE_tapird")).arg("--frobnicate").output().unwrap();
+    assert_eq!(unknown.status.code(), Some(2));
+    let version = Command::new(env!("CARGO_BIN_EXE_tapird")).arg("--version").output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&version.stdout), concat!("tapird ", env!("CARGO_PKG_VERSION"), "\n"));
+    std::fs::remove_file(&path).unwrap();
+    let missing = Command::new(env!("CARGO_BIN_EXE_tapird")).arg("--config").arg(&path).output().unwrap();
+    assert_eq!(missing.status.code(), Some(2));
+}
+
+#[test]
+fn what_the_node_lacks_is_said() {
+    if !privileged() {
+        return;
+    }
+    let node = Node::new("172.31.0.1", NETWORK);
+    let (status, log) = fails_to_start(&node);
+    assert_eq!(status.code(), Some(1));
+    assert!(log.contains("tapird: node.address: 172.31.0.1 is on no interface"), "{log}");
+    assert!(!node.namespace.has("tapir0"));
+    let mut node = Node::new("172.31.0.1", "[network]\npools = [\"172.16.0.0/12\"]\n");
+    node.namespace.ip("addr add 172.31.0.1/32 dev lo");
+    assert_eq!(fails_to_start(&node).0.code(), Some(2));
+    node.network = "[underlay]\ninterface = \"eth7\"\n".into();
+    let (status, log) = fails_to_start(&node);
+    assert!(status.code() == Some(1) && log.contains("there is no interface eth7"), "{log}");
+}
+
+fn reload(node: &Node, network: &str) {
+    let lines = || node.log().lines().filter(|line| line.contains("the config ")).count();
+    let before = lines();
+    std::fs::write(node.config_path(), network).unwrap();
+    node.signal(Signal::HUP);
+    eventually("the config is read", || lines() > before);
+}
+
+#[test]
+fn a_config_is_replaced_whole_or_not_at_all() {
+    if !privileged() {
+        return;
+    }
+    let node = Node::start(NETWORK);
+    let pod = Container::new();
+    let addresses = pod.add(&node);
+    let config = std::fs::read_to_string(node.config_path()).unwrap();
+    let (own, _) = config.split_once("[network]").unwrap();
+
+    let peer = "[[peer]]\nname = \"node-2\"\naddress = \"172.31.0.2\"\npods = [\"10.244.1.0/24\"]\n";
+    let network = "[network]\npools = [\"10.244.0.0/16\", \"10.245.0.0/16\", \"fd00:244::/48\"]\n\
+                   node_cidrs = [\"10.244.0.0/23\", \"fd00:244:0:1::/64\"]\n";
+    let wider = peer.replace("10.244.1.0/24", "10.245.0.0/16");
+    reload(&node, &format!("{own}{network}{wider}"));
+    assert!(node.status().problems.is_empty(), "{:?}", node.status());
+    assert_eq!(node.peers()[0].pods[0].to_string(), "10.245.0.0/16");
+    assert_eq!(node.ipam().blocks[0].cidr.to_string(), "10.244.0.0/23");
+    eventually("the new pool is routed", || node.namespace.ip("route show proto 116").contains("10.245.0.0/16"));
+    assert!(node.namespace.pings(addresses[0]));
+
+    for (text, message) in [
+        ("[network".to_owned(), "tapird.toml:1"),
+        (format!("{own}{network}{peer}"), "peer[0].pods: 10.244.1.0/24 overlaps 10.244.0.0/23"),
+        (format!("{}{network}", own.replace("node-1", "node-7")), "node.name: can't change"),
+        (format!("{}{network}", own.replace("172.31.0.1", "172.31.0.7")), "node.address: can't change"),
+        (format!("{}{network}", own.replace("/state\"", "/other\"")), "node.state_dir: can't change"),
+        (format!("{own}[network]\nnode_cidrs = [\"10.244.7.0/24\"]\n"), "network.node_cidrs: default/tapir-pod"),
+        (format!("{own}{network}{}", wider.replace("172.31.0.2", "172.31.0.1")), "this node's own address"),
+    ] {
+        reload(&node, &text);
+        let status = node.status();
+        assert!(status.problems.iter().any(|problem| problem.contains(message)), "{message}: {:?}", status.problems);
+        assert_eq!(node.peers()[0].pods[0].to_string(), "10.245.0.0/16", "nothing changes");
+        assert_eq!(node.ipam().blocks[0].cidr.to_string(), "10.244.0.0/23");
+    }
+    reload(&node, &config);
+    assert!(node.status().ready && node.peers().is_empty());
+    eventually("the old pool is not routed", || !node.namespace.ip("route show proto 116").contains("10.245.0.0/16"));
+    assert!(node.namespace.pings(addresses[0]));
+}

@@ -1,0 +1,12 @@
+//! `tapird` as a whole: a real daemon in a namespace, real pods, and a plugin in our hands that does not always do
+//! what it should. Needs root and `/dev/net/tun`.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+mod node;
+
+mod attach;
+mod config;
+mod crash;
+mod lifecycle;
+mod peers;
