@@ -9,6 +9,7 @@ use pnet_packet::ipv6::{Ipv6Packet, MutableIpv6Packet};
 
 use super::icmp::{Limiter, Outcome};
 use super::*;
+use crate::packet::{Gso, Offload, PartialChecksum};
 use crate::table::{Adjacency, Fib, GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, Mac, Path, Peer, Port, PortKind, Rewrite};
 
 const WEB: PortId = PortId(2);
@@ -504,4 +505,33 @@ fn padding_behind_the_packet_is_cut() {
     let mut packet = from_web(&padded);
     assert_eq!(forward(&mut packet, WEB, &tables()), Ok(Verdict::Send(DB)));
     assert_eq!(packet.network().len(), ip.len());
+}
+
+/// `tables`, but for the MTU of `web`.
+fn narrow_web(mtu: u16) -> Tables {
+    let tables = tables();
+    let routes = tables.fib.iter().map(|(prefix, adjacency)| match adjacency {
+        Adjacency::Forward(path) if path.port == WEB => (prefix, Adjacency::Forward(Path { mtu, ..path.clone() })),
+        other => (prefix, other.clone()),
+    });
+    Tables { fib: Fib::build(routes.collect::<Vec<_>>()), ..tables }
+}
+
+#[test]
+fn what_the_kernel_merged_fits_a_pod_with_a_smaller_mtu_than_the_tunnels() {
+    let tables = narrow_web(1400);
+    let partial = Some(PartialChecksum { start: 20, offset: 16 });
+    let tcp = |payload: usize| [&[0; 12][..], &[0x50, 0x10], &vec![0; 6 + payload]].concat();
+    // Four segments of 1360 bytes, taken for longer ones; two of 700, which the tunnel takes in one piece.
+    for (payload, gso, gso_size) in [(4 * 1360, Gso::Tcp4, 1440), (2 * 700, Gso::None, 0)] {
+        let mut packet = from_peer(PEER, 4, &ip4("10.244.1.7", "10.244.0.5", 6, &tcp(payload)));
+        packet.offload = Offload { gso, gso_size, partial, ..Offload::default() };
+        assert_eq!(forward(&mut packet, PortId::TUNNEL, &tables), Ok(Verdict::Send(WEB)));
+        assert_eq!((packet.offload.gso, packet.offload.gso_size), (Gso::Tcp4, 1360));
+    }
+    let mut known = ethernet(GATEWAY_MAC, DB_MAC, 0x0800, &ip4("10.244.0.6", "10.244.0.5", 6, &tcp(4 * 1440)));
+    known.offload = Offload { gso: Gso::Tcp4, gso_size: 1440, partial, ..Offload::default() };
+    assert_eq!(forward(&mut known, DB, &tables), Err(DropReason::TooBig), "a pod can learn what fits");
+    let complete = ip4("10.244.1.7", "10.244.0.5", 6, &tcp(1440));
+    assert_eq!(forward(&mut from_peer(PEER, 4, &complete), PortId::TUNNEL, &tables), Err(DropReason::TooBig));
 }
