@@ -22,7 +22,10 @@ pub(super) fn rewrite(
     if hop && header.ttl <= 1 {
         return Err(DropReason::TtlExpired);
     }
-    let fits = gso::wire_length(packet, header) <= usize::from(path.mtu);
+    let mtu = usize::from(path.mtu);
+    // How long the segments were which the underlay's kernel merged is not known; the tunnel's MTU may be more than this.
+    let fits =
+        gso::wire_length(packet, header) <= mtu || (ingress == PortId::TUNNEL && gso::recut(packet, header, mtu));
     if !fits && header.dont_fragment {
         return Err(DropReason::TooBig);
     }
