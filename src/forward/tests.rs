@@ -535,3 +535,32 @@ fn what_the_kernel_merged_fits_a_pod_with_a_smaller_mtu_than_the_tunnels() {
     let complete = ip4("10.244.1.7", "10.244.0.5", 6, &tcp(1440));
     assert_eq!(forward(&mut from_peer(PEER, 4, &complete), PortId::TUNNEL, &tables), Err(DropReason::TooBig));
 }
+
+#[test]
+fn an_error_about_a_packet_that_we_never_sent_is_told_nobody() {
+    let tables = tables();
+    let outcome = |outer: [&str; 2], inner: &[u8]| {
+        let protocol = if inner[0] >> 4 == 6 { 41 } else { 4 };
+        let quote = ip4(outer[0], outer[1], protocol, inner);
+        let mut packet = Packet::new();
+        icmp::relay(&quote, 3, 1, 0, &mut packet, &tables, &mut Limiter::default(), Duration::ZERO)
+    };
+    let ours = ["172.31.0.1", "172.31.0.2"];
+    let inner = |source, destination| ip4(source, destination, 17, &udp(3));
+    assert_eq!(outcome(ours, &inner("10.244.0.5", "10.244.1.7")), Outcome::Built);
+    assert_eq!(outcome(ours, &inner("10.244.0.1", "10.244.1.7")), Outcome::Built, "the host is no stranger");
+    assert_eq!(outcome(ours, &ip6("fd00::5", "fd00:1::7", 17, &udp(3))), Outcome::Built);
+    for (source, destination) in [
+        ("8.8.8.8", "10.244.1.7"),
+        ("172.31.0.1", "10.244.1.7"),
+        ("10.244.1.7", "10.244.1.8"),
+        ("10.244.0.5", "10.244.0.6"),
+        ("10.244.0.5", "8.8.8.8"),
+        ("10.244.0.99", "10.244.1.7"),
+    ] {
+        assert_eq!(outcome(ours, &inner(source, destination)), Outcome::None, "{source} to {destination}");
+    }
+    assert_eq!(outcome(ours, &ip6("2001:db8::1", "fd00:1::7", 17, &udp(3))), Outcome::None);
+    let by_another_node = outcome(["172.31.0.1", "172.31.0.9"], &inner("10.244.0.5", "10.244.1.7"));
+    assert_eq!(by_another_node, Outcome::None);
+}
