@@ -22,7 +22,7 @@ pub(super) fn filter(header: &Header, ingress: PortId, path: &Path, tables: &Tab
 }
 
 /// Whether other nodes will accept `source` from this one.
-fn is_ours(source: IpAddr, tables: &Tables) -> bool {
+pub(super) fn is_ours(source: IpAddr, tables: &Tables) -> bool {
     is_router(source, tables)
         || matches!(tables.lookup(source), Adjacency::Forward(path) if path.port >= PortId::FIRST_POD)
 }
