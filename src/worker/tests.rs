@@ -375,6 +375,28 @@ fn what_the_underlay_says_reaches_the_sender_and_the_control_side() {
 }
 
 #[test]
+fn what_a_pod_says_about_the_underlay_is_not_believed() {
+    let mut node = Node::new();
+    let inner = Ip::new(A_IP, REMOTE).with(&[0; 1400]);
+    let quote = Ip { protocol: 4, ..Ip::new(NODE, PEER) }.with(&inner)[..100].to_vec();
+    for pod in [B_IP, REMOTE] {
+        let offender = Some(pod.into());
+        node.far(PortId::TUNNEL).report(TunnelError {
+            peer: PEER,
+            kind: 3,
+            code: 4,
+            mtu: 600,
+            offender,
+            quote: quote.clone(),
+        });
+    }
+    node.visit(PortId::TUNNEL);
+    assert_eq!(node.sent(A).len(), 0);
+    assert!(node.events.try_recv().is_err(), "the control side is told");
+    node.check_books();
+}
+
+#[test]
 fn one_visit_takes_its_share_and_no_more() {
     let mut node = Node::new();
     for _ in 0..LIMIT + 1 {
