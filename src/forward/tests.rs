@@ -276,6 +276,10 @@ fn a_foreign_tunnel_reaches_nobody() {
         (from_peer(PEER, 4, &inner("10.244.1.7", "10.244.1.8")), D::Loop),
         (from_peer(PEER, 4, &inner("10.244.1.7", "8.8.8.8")), D::Loop),
         (from_peer(PEER, 4, &inner("10.244.1.7", "10.244.0.99")), D::NoRoute),
+        // To this node's own stack, which may know what to do with it.
+        (from_peer(PEER, 4, &ip4("10.244.1.7", "10.244.0.1", 4, &good)), D::TunnelFromPod),
+        (from_peer(PEER, 4, &ip4("10.244.1.7", "10.244.0.1", 41, &good6)), D::TunnelFromPod),
+        (from_peer(PEER, 41, &ip6("fd00:1::7", "fd00::1", 4, &good)), D::TunnelFromPod),
         (from_peer(PEER, 4, &inner("10.244.1.7", "169.254.1.1")), D::LinkLocal),
         (congested, D::EcnMismatch),
     ];
