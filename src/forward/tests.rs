@@ -568,3 +568,12 @@ fn an_error_about_a_packet_that_we_never_sent_is_told_nobody() {
     let by_another_node = outcome(["172.31.0.1", "172.31.0.9"], &inner("10.244.0.5", "10.244.1.7"));
     assert_eq!(by_another_node, Outcome::None);
 }
+
+#[test]
+fn no_error_leaves_for_a_link_local_address() {
+    let tables = tables();
+    let mut packet = from_web(&ip6("fe80::77", &GATEWAY_V6.to_string(), 17, &udp(3)));
+    assert_eq!(forward(&mut packet, WEB, &tables), Err(DropReason::ToGateway));
+    let outcome = icmp::answer(&mut packet, DropReason::ToGateway, &tables, &mut Limiter::default(), Duration::ZERO);
+    assert_eq!(outcome, Outcome::None, "it would go to the host");
+}
