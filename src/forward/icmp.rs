@@ -237,7 +237,9 @@ fn build(
     now: Duration,
 ) -> Outcome {
     let to = parties.to;
-    if to.is_unspecified() || to.is_multicast() || to.is_loopback() {
+    // A pod may ask the gateway from a link-local address, but no route leads to one.
+    let link_local = matches!(to, IpAddr::V6(to) if to.is_unicast_link_local());
+    if to.is_unspecified() || to.is_multicast() || to.is_loopback() || link_local {
         return Outcome::None;
     }
     if !limiter.allows(to, matches!(message, Message::TooBig(_)), now) {
