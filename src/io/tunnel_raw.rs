@@ -49,8 +49,8 @@ pub struct TunnelRaw {
     ipv6: Socket,
     /// The largest inner packet that peers send.
     mtu: usize,
-    /// Identification of the last outer header. All of ours have DF, so nobody needs it (RFC 6864 §4.1), but GRO wants
-    /// it to count up.
+    /// Identification of the last outer header. Nearly all of ours have DF, so nobody needs it (RFC 6864 §4.1), but GRO
+    /// wants it to count up.
     identification: u16,
     /// Segments to be sent, each with the index of its packet.
     pending: Vec<(usize, Segment)>,
