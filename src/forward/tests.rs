@@ -577,3 +577,14 @@ fn no_error_leaves_for_a_link_local_address() {
     let outcome = icmp::answer(&mut packet, DropReason::ToGateway, &tables, &mut Limiter::default(), Duration::ZERO);
     assert_eq!(outcome, Outcome::None, "it would go to the host");
 }
+
+#[test]
+fn a_router_that_tells_no_mtu_does_not_make_senders_crawl() {
+    let quote = ip4("172.31.0.1", "172.31.0.2", 4, &ip4("10.244.0.5", "10.244.1.7", 17, &udp(1400)));
+    for mtu in [0, 68, 575, 576] {
+        let mut packet = Packet::new();
+        let outcome = icmp::relay(&quote, 3, 4, mtu, &mut packet, &tables(), &mut Limiter::default(), Duration::ZERO);
+        assert_eq!(outcome, Outcome::Built);
+        assert_eq!(packet.network()[26..28], 556u16.to_be_bytes(), "told {mtu}");
+    }
+}
