@@ -210,7 +210,7 @@ impl Quoted {
     }
 
     fn least_mtu(&self) -> u32 {
-        if self.parties.to.is_ipv6() { 1280 } else { 68 }
+        if self.parties.to.is_ipv6() { 1280 } else { outer::MIN_PATH_MTU - outer::LENGTH as u32 }
     }
 }
 
