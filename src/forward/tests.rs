@@ -182,8 +182,12 @@ fn from_another_node_to_a_pod_and_to_the_host() {
     ] {
         let mut packet = from_peer(PEER, protocol, &inner);
         assert_eq!(forward(&mut packet, PortId::TUNNEL, &tables()), Ok(Verdict::Send(port)));
-        assert_hop(&inner, packet.network());
-        assert_eq!(packet.link().len(), if port == WEB { 14 } else { 0 });
+        if port == WEB {
+            assert_hop(&inner, packet.network());
+            assert_eq!(packet.link().len(), 14);
+        } else {
+            assert_eq!(packet.bytes(), inner, "host and data plane are one hop");
+        }
     }
 }
 
@@ -587,4 +591,14 @@ fn a_router_that_tells_no_mtu_does_not_make_senders_crawl() {
         assert_eq!(outcome, Outcome::Built);
         assert_eq!(packet.network()[26..28], 556u16.to_be_bytes(), "told {mtu}");
     }
+}
+
+#[test]
+fn what_is_for_the_node_itself_needs_no_hop_left() {
+    for destination in ["10.244.0.1", "172.31.0.1"] {
+        let ip = edit4(ip4("10.244.0.5", destination, 6, &[0; 20]), |ip| ip.set_ttl(1));
+        assert_eq!(forward(&mut from_web(&ip), WEB, &tables()), Ok(Verdict::Send(PortId::HOST)));
+    }
+    let ip = edit4(ip4("10.244.1.7", "10.244.0.1", 6, &[0; 20]), |ip| ip.set_ttl(1));
+    assert_eq!(forward(&mut from_peer(PEER, 4, &ip), PortId::TUNNEL, &tables()), Ok(Verdict::Send(PortId::HOST)));
 }
