@@ -10,7 +10,8 @@ use crate::wire::{checksum, outer};
 
 /// Checks TTL (RFC 1812 §5.3.1) and MTU, then counts the hop and puts the next hop's header in front.
 ///
-/// What the host sends it has sent itself, or counted when it forwarded it: host and data plane are one hop.
+/// Host and data plane are one hop. What the host sends it has sent itself, or counted when it forwarded it; what it gets
+/// it forwards, and counts, or keeps: of what is for a router itself the TTL means nothing.
 #[inline]
 pub(super) fn rewrite(
     packet: &mut Packet,
@@ -18,7 +19,7 @@ pub(super) fn rewrite(
     path: &Path,
     ingress: PortId,
 ) -> Result<Verdict, DropReason> {
-    let hop = ingress != PortId::HOST;
+    let hop = ingress != PortId::HOST && path.port != PortId::HOST;
     if hop && header.ttl <= 1 {
         return Err(DropReason::TtlExpired);
     }
