@@ -358,6 +358,17 @@ fn a_drop_is_recorded_with_its_headers() {
 }
 
 #[test]
+fn the_record_of_a_strangers_packet_names_the_stranger() {
+    let mut node = Node::new();
+    let stranger = Ipv4Addr::new(172, 31, 0, 9);
+    node.receive(PortId::TUNNEL, tunnelled(stranger, &Ip::new(REMOTE, A_IP).with(&[9; 100])));
+    let record = node.stats.last_drops.pop().expect("recorded");
+    assert_eq!((record.reason, record.length), (DropReason::UnknownPeer, 140));
+    let ip = &record.header[record.network.into()..record.captured.into()];
+    assert_eq!((&ip[12..16], &ip[16..20]), (&stranger.octets()[..], &NODE.octets()[..]));
+}
+
+#[test]
 fn what_the_underlay_says_reaches_the_sender_and_the_control_side() {
     let mut node = Node::new();
     let inner = Ip::new(A_IP, REMOTE).with(&[0; 1400]);
