@@ -603,3 +603,12 @@ fn what_is_for_the_node_itself_needs_no_hop_left() {
     let ip = edit4(ip4("10.244.1.7", "10.244.0.1", 6, &[0; 20]), |ip| ip.set_ttl(1));
     assert_eq!(forward(&mut from_peer(PEER, 4, &ip), PortId::TUNNEL, &tables()), Ok(Verdict::Send(PortId::HOST)));
 }
+
+#[test]
+fn an_answer_has_no_offloads_left_of_a_forged_question() {
+    let forged = PartialChecksum { start: 65_000, offset: 500 };
+    let mut packet = ethernet([0xff; 6], WEB_MAC, 0x0806, &arp_request("10.244.0.5", "169.254.1.1"));
+    packet.offload = Offload { gso: Gso::Tcp4, gso_size: 9, partial: Some(forged), ..Offload::default() };
+    assert_eq!(forward(&mut packet, WEB, &tables()), Ok(Verdict::Answer));
+    assert_eq!(packet.offload, Offload::default());
+}
