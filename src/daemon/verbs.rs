@@ -21,7 +21,7 @@ use crate::table::{GATEWAY_V4, GATEWAY_V6};
 /// The longest container id and path that are taken; CNI sets no limit.
 const MAX_TEXT: usize = 4096;
 /// The most addresses, or ranges of them, that an ADD may ask for.
-const MAX_WANTED: usize = 64;
+pub(super) const MAX_WANTED: usize = 64;
 
 /// A refusal of `code`.
 pub(super) fn refusal(code: u32, message: impl Into<String>, details: impl Into<String>) -> Refusal {

@@ -1,0 +1,53 @@
+//! Pods that may do anything inside their namespaces, and a node that loses what it remembers of them.
+
+use std::net::IpAddr;
+
+use crate::node::{Container, NETWORK, Namespace, Node, eventually, privileged};
+use tapir::sys::tap::{self, Layer};
+
+/// A persistent TAP in a namespace, with an alias and addresses of its maker's choice.
+fn forge(namespace: &Namespace, interface: &str, alias: &str, addresses: &[&str]) {
+    let file = std::fs::File::open(namespace.path()).unwrap();
+    let create = || tap::create(interface, Layer::Ethernet).and_then(|(queue, _)| tap::set_persistent(&queue, true));
+    tapir::sys::netns::run_in(&file, create).unwrap().unwrap();
+    namespace.ip(&format!("link set {interface} alias {alias}"));
+    addresses.iter().for_each(|address| drop(namespace.ip(&format!("addr add {address} dev {interface}"))));
+}
+
+fn alias(pod: &Container) -> String {
+    pod.namespace.exec("cat /sys/class/net/eth0/ifalias").trim().to_owned()
+}
+
+#[test]
+fn what_pods_forge_is_not_rebuilt() {
+    if !privileged() {
+        return;
+    }
+    let peer = "[[peer]]\nname = \"node-2\"\naddress = \"172.31.0.2\"\npods = [\"10.244.1.0/24\"]\n";
+    let mut node = Node::start(&format!("{NETWORK}{peer}"));
+    let (pod, victim) = (Container::new(), Container::new());
+    let addresses = pod.add(&node);
+    victim.add(&node);
+    let stranger = Container::new();
+    for address in ["10.244.0.1/32", "10.244.1.7/32", "172.31.0.1/32", "192.0.2.9/32", "10.244.0.0/24"] {
+        pod.namespace.ip(&format!("addr add {address} dev eth0"));
+    }
+    forge(&stranger.namespace, "eth0", &alias(&victim), &["10.244.0.77/32"]);
+    forge(&stranger.namespace, "eth1", &alias(&victim), &["192.0.2.10/32"]);
+    forge(&stranger.namespace, "eth2", &alias(&victim), &["10.244.1.8/32"]);
+    for _ in 0..2 {
+        node.kill();
+        std::fs::write(node.state_dir().join("state.json"), "").unwrap();
+        node.restart();
+        let rows = node.endpoints();
+        assert_eq!(rows.len(), 2, "{rows:?}");
+        assert!(rows.iter().all(|row| row.state == "attached" && row.interface == "eth0"), "{rows:?}");
+        let of_pod = &rows.iter().find(|row| row.container_id == pod.id.container_id).unwrap().addresses;
+        assert_eq!(of_pod, &addresses);
+        let claimed: usize = rows.iter().map(|row| row.addresses.len()).sum();
+        let assigned: u64 = node.ipam().blocks.iter().map(|block| block.used).sum();
+        assert_eq!(assigned, 2 + claimed as u64, "tapir0 and pods, and nothing to nobody");
+        node.restart();
+        assert_eq!(node.endpoints().len(), 2, "what was written is read");
+    }
+}
