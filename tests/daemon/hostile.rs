@@ -19,6 +19,26 @@ fn alias(pod: &Container) -> String {
 }
 
 #[test]
+fn a_lost_instance_name_costs_no_pod_its_network() {
+    if !privileged() {
+        return;
+    }
+    let mut node = Node::start(NETWORK);
+    let (a, b) = (Container::new(), Container::new());
+    let (_, of_b) = (a.add(&node), b.add(&node));
+    node.kill();
+    std::fs::write(node.state_dir().join("instance"), "").unwrap();
+    node.restart();
+    assert!(node.endpoints().iter().all(|row| row.state == "attached"), "{:?}", node.status());
+    assert!(a.namespace.pings(of_b[0]));
+
+    node.kill();
+    std::fs::remove_file(node.state_dir().join("state.json")).unwrap();
+    node.restart();
+    assert_eq!(node.endpoints().len(), 2, "found by the new name");
+}
+
+#[test]
 fn what_pods_forge_is_not_rebuilt() {
     if !privileged() {
         return;
