@@ -71,3 +71,21 @@ fn what_pods_forge_is_not_rebuilt() {
         assert_eq!(node.endpoints().len(), 2, "what was written is read");
     }
 }
+
+#[test]
+fn a_refused_add_costs_no_address() {
+    if !privileged() {
+        return;
+    }
+    let node = Node::start(NETWORK);
+    node.namespace.ip("link set under0 mtu 1299");
+    eventually("the MTU is seen", || node.status().tunnel.mtu == 1279);
+    let pod = Container::new();
+    let refusal = pod.refused(&node, |_| {});
+    assert_eq!(refusal.message, "the pod MTU is 1279, and IPv6 needs 1280");
+    assert!(node.ipam().cooling.is_empty(), "{:?}", node.ipam().cooling);
+    let first: IpAddr = "10.244.0.2".parse().unwrap();
+    let mut request = pod.request();
+    request.ranges = vec![(first, first)];
+    assert_eq!(pod.try_add_with(&node, request).unwrap(), [first]);
+}
