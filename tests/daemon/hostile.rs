@@ -19,6 +19,56 @@ fn alias(pod: &Container) -> String {
 }
 
 #[test]
+fn a_pod_that_tampers_with_its_interface_is_cut_off_and_recovers() {
+    if !privileged() {
+        return;
+    }
+    let mut node = Node::start(NETWORK);
+    let (pod, other) = (Container::new(), Container::new());
+    let (addresses, of_other) = (pod.add(&node), other.add(&node));
+    let mark = alias(&pod);
+    let pings = || pod.namespace.pings(of_other[0]);
+    let is = |node: &Node, state: &str| node.state_of(&pod.id).as_deref() == Some(state);
+    let mac = node.endpoints().iter().find(|row| row.container_id == pod.id.container_id).unwrap().mac.clone();
+
+    // What a queue is open of doesn't depend on names; packets of another MAC are dropped.
+    for (change, back) in [
+        ("name foo", "name eth0"),
+        ("alias x", &*format!("alias {mark}")),
+        ("mtu 68", "mtu 65521"),
+        ("address 02:00:00:00:00:99", &*format!("address {mac}")),
+    ] {
+        pod.namespace.ip("link set eth0 down");
+        pod.namespace.ip(&format!("link set eth0 {change}"));
+        let name = if change.starts_with("name") { "foo" } else { "eth0" };
+        pod.namespace.ip(&format!("link set {name} {back}"));
+        pod.namespace.ip("link set eth0 up");
+        pod.namespace.ip("route replace 169.254.1.1 dev eth0 scope link");
+        pod.namespace.ip("route replace default via 169.254.1.1 dev eth0");
+        assert!(pings() && is(&node, "attached"), "{change} and {back}");
+    }
+    // After a restart it has to be what it was.
+    for (change, back, cause) in [
+        ("link set eth0 name foo", "link set foo name eth0", "eth0 is gone from"),
+        ("link set eth0 alias x", &*format!("link set eth0 alias {mark}"), "it has another mark"),
+    ] {
+        node.kill();
+        pod.namespace.ip("link set eth0 down");
+        pod.namespace.ip(change);
+        node.restart();
+        assert!(is(&node, "detached") && node.status().problems[0].contains(cause), "{:?}", node.status());
+        assert!(node.ipam().assignments.iter().any(|row| row.address == addresses[0]), "its address stays its own");
+        pod.namespace.ip(back);
+        eventually("it is attached again", || is(&node, "attached"));
+    }
+    // DEL finds the interface under any name.
+    pod.namespace.ip("link set eth0 name foo");
+    node.del(&pod.id).unwrap();
+    assert!(!pod.namespace.has("foo"));
+    assert!(other.namespace.pings("169.254.1.1"));
+}
+
+#[test]
 fn a_lost_instance_name_costs_no_pod_its_network() {
     if !privileged() {
         return;
