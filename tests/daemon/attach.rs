@@ -95,13 +95,13 @@ fn an_add_that_makes_no_sense_changes_nothing() {
     assert!(node.endpoints().is_empty());
     assert_eq!(node.ipam().assignments.len(), 1, "the node's own");
 
-    node.ask(&Request::Ready).unwrap();
+    node.ask(&Request::Ready { delegated: false }).unwrap();
     pod.add(&node);
     let twice = pod.refused(&node, |add| add.id.interface = "eth0".into());
     assert_eq!(twice.code, code::ATTACHED_ALREADY);
     let full = Container::new().refused(&node, |_| {});
     assert_eq!((full.code, full.message.as_str()), (102, "no free IPv4 address in 10.244.0.0/30: all are in use"));
-    assert_eq!(node.ask(&Request::Ready).unwrap_err().code, code::NOT_AVAILABLE);
+    assert_eq!(node.ask(&Request::Ready { delegated: false }).unwrap_err().code, code::NOT_AVAILABLE);
     node.del(&pod.id).unwrap();
     let cooling = Container::new().refused(&node, |_| {});
     assert_eq!(cooling.code, code::TRY_AGAIN_LATER);
@@ -127,7 +127,8 @@ fn a_node_without_ranges_says_so() {
     let node = Node::start("");
     let refusal = Container::new().refused(&node, |_| {});
     assert_eq!((refusal.code, refusal.details.as_str()), (7, "set network.node_cidrs in tapird.toml"));
-    assert_eq!(node.ask(&Request::Ready).unwrap_err().code, code::NOT_AVAILABLE);
+    assert_eq!(node.ask(&Request::Ready { delegated: false }).unwrap_err().code, code::NOT_AVAILABLE);
+    node.ask(&Request::Ready { delegated: true }).expect("addresses come from elsewhere");
 }
 
 #[test]
