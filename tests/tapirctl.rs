@@ -560,7 +560,7 @@ fn every_verb_has_a_manual_page() {
 fn renders(page: &Path) {
     match std::process::Command::new("groff").args(["-man", "-Tutf8", "-ww", "-z"]).arg(page).output() {
         Ok(output) => assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr)),
-        Err(_) => println!("skipped: rendering {}: no groff", page.display()),
+        Err(_) => eprintln!("skipped: rendering {}: no groff", page.display()),
     }
 }
 
@@ -579,7 +579,7 @@ impl Namespace {
     /// Nothing, and said so, where that takes rights we don't have.
     fn new(name: &str) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
-            println!("skipped: needs root for a network namespace");
+            eprintln!("skipped: needs root for a network namespace");
             return None;
         }
         let name = format!("tapirctl-{name}-{}", std::process::id());
@@ -662,7 +662,7 @@ fn check_reads_the_firewall_that_nft_made() {
             .is_ok_and(|s| s.success())
     };
     if !nft("add table inet guard") {
-        println!("skipped: no nft here");
+        eprintln!("skipped: no nft here");
         return;
     }
     let found = || {

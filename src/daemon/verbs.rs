@@ -36,7 +36,7 @@ impl From<IpamError> for Refusal {
 
 fn from_host(error: &HostError) -> Refusal {
     let (code, details) = match error {
-        HostError::Namespace { .. } | HostError::OtherNamespace { .. } => {
+        HostError::Namespace { .. } | HostError::OtherNamespace { .. } | HostError::OwnNamespace { .. } => {
             (code::INVALID_ENVIRONMENT, "is the container gone, or CNI_NETNS wrong?")
         }
         HostError::Exists { .. } => (code::INVALID_ENVIRONMENT, "choose another CNI_IFNAME, or DEL first"),

@@ -63,12 +63,14 @@ fn an_add_that_makes_no_sense_changes_nothing() {
          [[peer]]\nname = \"node-2\"\naddress = \"172.31.0.2\"\npods = [\"10.244.1.0/24\"]\n",
     );
     let pod = Container::new();
+    let own = node.namespace.path();
     let ip = |text: &str| text.parse::<IpAddr>().unwrap();
     type Change = Box<dyn FnOnce(&mut tapir_cni::protocol::Add)>;
     let rows: Vec<(Change, u32, &str)> = vec![
         (Box::new(|add| add.netns = "/run/netns/nowhere".into()), 4, "network namespace /run/netns/nowhere"),
         (Box::new(|add| add.netns = "/etc/hostname".into()), 4, "network namespace /etc/hostname: not a namespace"),
         (Box::new(|add| add.netns = String::new()), 4, "CNI_NETNS"),
+        (Box::new(move |add| add.netns = own), 4, "/run/netns/tapir-node"),
         (Box::new(|add| add.id.container_id = "../x".into()), 4, "CNI_CONTAINERID"),
         (Box::new(|add| add.id.interface = "a/b".into()), 4, "CNI_IFNAME"),
         (Box::new(|add| add.id.interface = "lo".into()), 4, "lo exists already"),

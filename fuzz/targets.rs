@@ -1,0 +1,326 @@
+//! The fuzz targets: what comes from outside as bytes, and what must hold whatever the bytes are.
+//!
+//! `cargo fuzz` runs them under libFuzzer (`bin/`); `tests/fuzz_replay.rs` runs the same functions on the corpus and on
+//! mutations of it under `cargo test`. A target panics when something does not hold.
+//!
+//! The inputs of `frame` and `tunnel` start with a byte of switches, so that mutations get past checksums:
+//!
+//! ```text
+//!  frame:   | switches | virtio header (10) | Ethernet frame from pod `web` ... |
+//!  tunnel:  | switches | length (2) | outer IPv4 packet ... | length (2) | outer IPv4 packet ... |
+//! ```
+
+use std::io::Cursor;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tapir::drop_reason::DropReason;
+use tapir::forward::icmp::{self, Limiter, Outcome};
+use tapir::forward::{self, Verdict};
+use tapir::gso;
+use tapir::packet::{Gso, Packet, Pool};
+use tapir::table::{Adjacency, Fib, GATEWAY_MAC, GATEWAY_V6, Mac, Path, Peer, Port, PortId, PortKind, Rewrite, Tables};
+use tapir::wire::virtio_net;
+use tapir_cni::protocol::{Reply, Request, encode, read_message};
+
+/// Switch: make the checksums of the IPv4 headers right before the packet is looked at.
+const REPAIR: u8 = 1;
+
+const WEB: PortId = PortId(2);
+const DB: PortId = PortId(3);
+const WEB_MAC: Mac = [2, 0, 0, 0, 0, 1];
+const DB_MAC: Mac = [2, 0, 0, 0, 0, 2];
+const WEB_ADDRESSES: [&str; 2] = ["10.244.0.5", "fd00::5"];
+const NODE: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 1);
+const PEER: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 2);
+const ROUTERS: [&str; 2] = ["10.244.0.1", "fd00::1"];
+const MTU: u16 = 1480;
+const ETHERNET: usize = 14;
+const OUTER: usize = 20;
+/// How many packets of one tunnel input are looked at.
+const MAX_BATCH: usize = 32;
+
+/// A frame that a pod writes to its TAP.
+pub fn frame(data: &[u8]) {
+    let Some((&switches, rest)) = data.split_first() else { return };
+    let Some((virtio, bytes)) = rest.split_first_chunk::<{ virtio_net::LENGTH }>() else { return };
+    let Ok(offload) = virtio_net::parse(virtio, ETHERNET) else { return };
+    let bytes = &bytes[..bytes.len().min(tapir::packet::MAX_FRAME)];
+    let mut packet = Packet::copy_of(bytes, bytes.len().min(ETHERNET));
+    packet.offload = offload;
+    if switches & REPAIR != 0 {
+        repair(packet.network_mut());
+    }
+    let tables = tables();
+    let before = packet.network().to_vec();
+    match forward::forward(&mut packet, WEB, &tables) {
+        Ok(Verdict::Answer) => {
+            assert_eq!(packet.link()[..6], WEB_MAC, "an answer goes to who asked");
+            assert_eq!(packet.link()[6..12], GATEWAY_MAC);
+        }
+        Ok(verdict) => {
+            let source = source(packet.network());
+            let owned = WEB_ADDRESSES.iter().any(|own| parsed(own) == source);
+            assert!(owned, "{source} was carried, which web does not have");
+            check_hop(&before, packet.network());
+            check_egress(&packet, verdict);
+        }
+        Err(reason) => check_drop(&before, packet, reason, &tables),
+    }
+}
+
+/// Packets that arrive on the raw sockets of protocols 4 and 41.
+pub fn tunnel(data: &[u8]) {
+    let Some((&switches, mut rest)) = data.split_first() else { return };
+    let tables = tables();
+    let mut carried = Vec::new();
+    for _ in 0..MAX_BATCH {
+        let Some((length, tail)) = rest.split_first_chunk::<2>() else { break };
+        let (bytes, tail) = tail.split_at(usize::from(u16::from_be_bytes(*length)).min(tail.len()));
+        rest = tail;
+        let mut packet = Packet::copy_of(bytes, bytes.len().min(OUTER));
+        if switches & REPAIR != 0 {
+            let inner = outer_length(packet.bytes());
+            repair(&mut packet.bytes_mut()[inner..]);
+        }
+        let outer_source = bytes.get(12..16).map(|four| <[u8; 4]>::try_from(four).expect("four bytes"));
+        let inner = packet.bytes()[outer_length(packet.bytes())..].to_vec();
+        match forward::forward(&mut packet, PortId::TUNNEL, &tables) {
+            Ok(Verdict::Answer) => panic!("nothing is answered into the tunnel in place"),
+            Ok(verdict) => {
+                assert_eq!(outer_source.map(Ipv4Addr::from), Some(PEER), "only peers are decapsulated");
+                check_hop(&inner, packet.network());
+                let port = check_egress(&packet, verdict);
+                assert_ne!(port, PortId::TUNNEL, "nothing goes out of the tunnel it came from");
+                let to_router = ROUTERS.iter().any(|router| parsed(router) == destination(packet.network()));
+                assert!(port != PortId::HOST || to_router, "a peer reached beyond the host");
+                if verdict == Verdict::Send(WEB) {
+                    carried.push(packet);
+                }
+            }
+            Err(reason) => check_drop(&inner, packet, reason, &tables),
+        }
+    }
+    check_coalescing(carried);
+}
+
+/// What a client writes to the daemon's socket, and what a daemon answers.
+pub fn socket(data: &[u8]) {
+    let mut stream = Cursor::new(data);
+    while let Ok(request) = read_message::<Request>(&mut stream) {
+        let again = encode(&request).expect("what fitted once fits again");
+        let reread = read_message::<Request>(&mut Cursor::new(again)).expect("what we write we read");
+        assert_eq!(request, reread);
+    }
+    let mut stream = Cursor::new(data);
+    while let Ok(reply) = read_message::<Reply>(&mut stream) {
+        let again = encode(&reply).expect("what fitted once fits again");
+        read_message::<Reply>(&mut Cursor::new(again)).expect("what we write we read");
+    }
+}
+
+/// Node 1 with pods `web` and `db`, and a peer with 10.244.1.0/24 and fd00:1::/64.
+fn tables() -> Tables {
+    let net = |text: &str| text.parse::<IpNet>().expect("a prefix");
+    let forward = |port, rewrite| Adjacency::Forward(Path { port, rewrite, mtu: MTU });
+    let outer = |ipv6| forward(PortId::TUNNEL, Rewrite::outer(NODE, PEER, ipv6));
+    let pod = |name: &str, mac, addresses: [&str; 2]| {
+        let kind = PortKind::Pod { mac, addresses: addresses.map(parsed).to_vec() };
+        Some(Port { name: name.into(), kind, mtu: MTU })
+    };
+    let infrastructure = |name: &str, kind| Some(Port { name: name.into(), kind, mtu: MTU });
+    Tables {
+        fib: Fib::build([
+            (net("10.244.0.0/16"), Adjacency::Drop(DropReason::NoRoute)),
+            (net("fd00::/16"), Adjacency::Drop(DropReason::NoRoute)),
+            (net("10.244.0.5/32"), forward(WEB, Rewrite::ethernet(WEB_MAC, false))),
+            (net("fd00::5/128"), forward(WEB, Rewrite::ethernet(WEB_MAC, true))),
+            (net("10.244.0.6/32"), forward(DB, Rewrite::ethernet(DB_MAC, false))),
+            (net("fd00::6/128"), forward(DB, Rewrite::ethernet(DB_MAC, true))),
+            (net("10.244.0.1/32"), forward(PortId::HOST, Rewrite::None)),
+            (net("fd00::1/128"), forward(PortId::HOST, Rewrite::None)),
+            (net("10.244.1.0/24"), outer(false)),
+            (net("fd00:1::/64"), outer(true)),
+            (net("169.254.1.1/32"), Adjacency::Gateway),
+            (IpNet::from(IpAddr::from(GATEWAY_V6)), Adjacency::Gateway),
+            (net("0.0.0.0/0"), forward(PortId::HOST, Rewrite::None)),
+            (net("::/0"), forward(PortId::HOST, Rewrite::None)),
+        ]),
+        ports: vec![
+            infrastructure("tunnel", PortKind::Tunnel),
+            infrastructure("tapir0", PortKind::Host),
+            pod("web", WEB_MAC, WEB_ADDRESSES),
+            pod("db", DB_MAC, ["10.244.0.6", "fd00::6"]),
+        ],
+        peers: vec![Peer { address: PEER }],
+        node: Some(NODE),
+        router_v4: Some(Ipv4Addr::new(10, 244, 0, 1)),
+        router_v6: Some("fd00::1".parse().expect("an address")),
+    }
+}
+
+fn parsed(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+/// One hop: TTL one less and nothing else behind the first word, an IPv4 header that sums up, padding cut.
+fn check_hop(before: &[u8], after: &[u8]) {
+    assert!(after.len() <= before.len(), "a packet grew");
+    let ipv6 = after[0] >> 4 == 6;
+    let (ttl, checksum) = if ipv6 { (7, 0..0) } else { (8, 10..12) };
+    assert_eq!(after[ttl], before[ttl] - 1, "TTL");
+    if !ipv6 {
+        assert_eq!(ones_complement(&after[..usize::from(after[0] & 15) * 4]), 0xffff, "IPv4 header checksum");
+    }
+    // The first word holds the traffic class, which decapsulation may mark.
+    for at in (4..after.len()).filter(|at| *at != ttl && !checksum.contains(at)) {
+        assert_eq!(after[at], before[at], "byte {at} was changed");
+    }
+}
+
+/// The headers of the egress, and that everything which leaves is small enough and sums up. Returns the port.
+fn check_egress(packet: &Packet, verdict: Verdict) -> PortId {
+    let network = packet.network();
+    let ipv6 = network[0] >> 4 == 6;
+    let (port, fits) = match verdict {
+        Verdict::Send(port) => (port, true),
+        Verdict::Fragment { port, mtu } => {
+            assert_eq!(mtu, MTU);
+            (port, false)
+        }
+        Verdict::Answer => panic!("an answer has no egress"),
+    };
+    let link = packet.link();
+    match port {
+        PortId::TUNNEL => {
+            assert_eq!((link.len(), link[0], link[9]), (OUTER, 0x45, if ipv6 { 41 } else { 4 }));
+            assert_eq!((&link[12..16], &link[16..20]), (&NODE.octets()[..], &PEER.octets()[..]));
+        }
+        PortId::HOST => assert!(link.is_empty()),
+        pod => {
+            let mac = if pod == WEB { WEB_MAC } else { DB_MAC };
+            assert_eq!((&link[..6], &link[6..12]), (&mac[..], &GATEWAY_MAC[..]));
+            assert_eq!(link[12..], if ipv6 { [0x86, 0xdd] } else { [0x08, 0x00] });
+        }
+    }
+    let mut pool = Pool::default();
+    if fits {
+        let mut longest = 0;
+        for segment in gso::segments(packet) {
+            longest = longest.max(segment.header.len() + segment.payload.len() - link.len());
+        }
+        assert!(longest <= usize::from(MTU), "a segment of {longest} bytes");
+    } else {
+        assert!(!ipv6, "routers don't fragment IPv6");
+        let mut fragments = Vec::new();
+        gso::fragment(packet, usize::from(MTU), &mut pool, &mut fragments);
+        for fragment in &fragments {
+            let bytes = fragment.network();
+            assert!(bytes.len() <= usize::from(MTU), "a fragment of {} bytes", bytes.len());
+            assert_eq!(ones_complement(&bytes[..usize::from(bytes[0] & 15) * 4]), 0xffff, "fragment's checksum");
+        }
+    }
+    port
+}
+
+/// A drop leaves the packet as it was; the error about it goes to its sender and nowhere else, and is short.
+fn check_drop(before: &[u8], mut packet: Packet, reason: DropReason, tables: &Tables) {
+    let network = packet.network();
+    let unchanged = before.starts_with(network) || differs_in_tos_only(before, network);
+    assert!(unchanged || reason == DropReason::MalformedTunnel, "{reason:?} changed the packet");
+    let sender = (!network.is_empty()).then(|| network.to_vec());
+    let mut limiter = Limiter::default();
+    if icmp::answer(&mut packet, reason, tables, &mut limiter, Duration::from_secs(1)) != Outcome::Built {
+        return;
+    }
+    let sender = source(&sender.expect("an error is about a packet"));
+    assert_eq!(destination(packet.network()), sender, "an error goes to the sender");
+    let limit = if sender.is_ipv4() { 576 } else { 1280 };
+    assert!(packet.network().len() <= limit, "an error of {} bytes", packet.network().len());
+    if let Ok(verdict) = forward::originate(&mut packet, tables) {
+        check_egress(&packet, verdict);
+    }
+}
+
+/// Decapsulation may have marked the traffic class: that and the IPv4 header checksum aside, `after` is the beginning of
+/// `before`.
+fn differs_in_tos_only(before: &[u8], after: &[u8]) -> bool {
+    let skip = |at: usize| at < 2 || (after[0] >> 4 == 4 && (10..12).contains(&at));
+    after.len() <= before.len() && (0..after.len()).all(|at| skip(at) || before[at] == after[at])
+}
+
+/// What is joined and cut again is what it was.
+fn check_coalescing(packets: Vec<Packet>) {
+    let mut pool = Pool::default();
+    let mut joined = packets;
+    let before = wire(&joined);
+    gso::coalesce(&mut joined, &mut pool);
+    assert_eq!(wire(&joined), before, "joining and cutting is the identity");
+}
+
+/// Every packet as it looks on the wire, in an order of no meaning.
+fn wire(packets: &[Packet]) -> Vec<Vec<u8>> {
+    let bytes = |packet: &Packet| {
+        let whole = packet.bytes().to_vec();
+        if packet.offload.gso == Gso::None && packet.offload.partial.is_none() {
+            return vec![whole];
+        }
+        let segment = |segment: gso::Segment| [&segment.header[..], &whole[segment.payload]].concat();
+        gso::segments(packet).map(segment).collect()
+    };
+    let mut all: Vec<_> = packets.iter().flat_map(bytes).collect();
+    all.iter_mut().for_each(|frame| forget_identification(&mut frame[ETHERNET..]));
+    all.sort();
+    all
+}
+
+/// The identification of a packet that nobody fragments means nothing (RFC 6864 §4.1), and cutting counts it up.
+fn forget_identification(network: &mut [u8]) {
+    if network[0] >> 4 == 4 && network[6] & 0x40 != 0 {
+        network[4..6].fill(0);
+        repair(network);
+    }
+}
+
+fn source(network: &[u8]) -> IpAddr {
+    address(network, 12, 8)
+}
+
+fn destination(network: &[u8]) -> IpAddr {
+    address(network, 16, 24)
+}
+
+fn address(network: &[u8], v4: usize, v6: usize) -> IpAddr {
+    if network[0] >> 4 == 6 {
+        IpAddr::from(<[u8; 16]>::try_from(&network[v6..v6 + 16]).expect("16 bytes"))
+    } else {
+        IpAddr::from(<[u8; 4]>::try_from(&network[v4..v4 + 4]).expect("4 bytes"))
+    }
+}
+
+/// Length of the outer header by its own account, as far as there are bytes.
+fn outer_length(bytes: &[u8]) -> usize {
+    bytes.first().map_or(0, |first| usize::from(first & 15) * 4).min(bytes.len())
+}
+
+/// Makes the checksum of the IPv4 header that `bytes` starts with right, if it is one.
+fn repair(bytes: &mut [u8]) {
+    let Some(&first) = bytes.first() else { return };
+    let length = usize::from(first & 15) * 4;
+    if first >> 4 == 4 && length >= 20 && bytes.len() >= length {
+        bytes[10..12].fill(0);
+        let sum = !ones_complement(&bytes[..length]);
+        bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+    }
+}
+
+/// RFC 1071's sum, bit by bit as it is written there.
+fn ones_complement(bytes: &[u8]) -> u16 {
+    let mut sum: u32 = 0;
+    for pair in bytes.chunks(2) {
+        sum += u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    u16::try_from(sum).expect("folded")
+}
