@@ -302,7 +302,8 @@ impl Daemon {
         }
         let queue = tapir0::open()?;
         let problems = tapir0::reconcile(&self.wanted_host())?;
-        self.note("tapir0", problems.iter().map(HostError::to_string).collect());
+        let problems = self.told(&problems);
+        self.note("tapir0", problems);
         self.open_host(queue).map_err(|source| DaemonError::Port { port: "tapir0", source })?;
         self.open_tunnel().map_err(|source| DaemonError::Port { port: "the tunnel", source })
     }
