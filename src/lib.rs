@@ -9,8 +9,8 @@
 //! | 0 | [`wire`], [`sys`] | bytes; system calls |
 //! | 1 | [`packet`], [`drop_reason`] | one packet in one buffer, batches of them; why a packet goes no further |
 //! | 2 | [`table`], [`gso`] | what the data plane reads, immutable; cutting and joining packets |
-//! | 3 | [`forward`], [`io`] | what happens to a packet (pure); where packets come from |
-//! | 4 | [`stats`], [`worker`], [`control`] | counters; the loop; what ought to be true (pure) |
+//! | 3 | [`forward`], [`io`], [`stats`] | what happens to a packet (pure); where packets come from; counters |
+//! | 4 | [`worker`], [`control`] | the loop; what ought to be true (pure) |
 //! | 5 | [`config`], [`store`], [`host`], [`cni`], [`api`] | the outside: files, kernel, sockets |
 //! | 6 | [`daemon`], [`ctl`] | wiring and the one control loop; the command line |
 #![deny(unsafe_code)]
@@ -26,9 +26,9 @@ pub mod table;
 
 pub mod forward;
 pub mod io;
+pub mod stats;
 
 pub mod control;
-pub mod stats;
 pub mod worker;
 
 pub mod api;

@@ -8,6 +8,8 @@
 //! of a tunnelled one). Stripping and prepending move `head` only, so no byte of payload is ever moved inside a
 //! buffer, and offload offsets, counted from `network`, stay true all the way through.
 
+pub use crate::wire::virtio_net::{Gso, Offload, PartialChecksum};
+
 /// Bytes kept free in front of a received L3 header: an outer IPv4 header, an Ethernet header and a virtio
 /// header fit with room to spare, and the L3 header falls on a cache line.
 pub const HEADROOM: usize = 128;
@@ -15,44 +17,6 @@ pub const HEADROOM: usize = 128;
 pub const MAX_FRAME: usize = 65_535 + 14;
 /// What one buffer holds. The spare bytes behind the frame show an over-long read as one.
 pub const CAPACITY: usize = HEADROOM + MAX_FRAME + 64;
-
-/// How a super-frame has to be cut: `virtio_net_hdr.gso_type` (`include/uapi/linux/virtio_net.h`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Gso {
-    /// Not a super-frame.
-    #[default]
-    None,
-    /// TCP over IPv4.
-    Tcp4,
-    /// TCP over IPv6.
-    Tcp6,
-    /// UDP datagrams of `gso_size` payload each (`VIRTIO_NET_HDR_GSO_UDP_L4`), either family.
-    Udp,
-}
-
-/// A transport checksum that holds only the pseudo-header's sum (`VIRTIO_NET_HDR_F_NEEDS_CSUM`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PartialChecksum {
-    /// First byte to sum, counted from the L3 header.
-    pub start: u16,
-    /// Where the sum belongs, counted from `start`.
-    pub offset: u16,
-}
-
-/// What a virtio header says of a packet, with offsets counted from the L3 header.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Offload {
-    /// How to cut it.
-    pub gso: Gso,
-    /// Payload bytes per segment; 0 unless `gso` is set.
-    pub gso_size: u16,
-    /// The first segment alone carries CWR (`VIRTIO_NET_HDR_GSO_ECN`).
-    pub ecn: bool,
-    /// Set: the transport checksum is still to be completed.
-    pub partial: Option<PartialChecksum>,
-    /// Somebody we trust has checked the transport checksum (`VIRTIO_NET_HDR_F_DATA_VALID`).
-    pub valid: bool,
-}
 
 /// A packet and the buffer it lives in.
 pub struct Packet {

@@ -4,7 +4,7 @@
 //! that says what it is, it stays a test for ever. `TAPIR_FUZZ_ROUNDS` (mutations a target) and `TAPIR_FUZZ_SEED`
 //! make a longer or another run.
 
-#[path = "../fuzz/targets.rs"]
+#[path = "../fuzz/targets/mod.rs"]
 mod targets;
 
 use std::fs;
@@ -130,4 +130,14 @@ fn packets_from_the_tunnel() {
 #[test]
 fn messages_on_the_socket() {
     replay("socket", targets::socket);
+}
+
+#[test]
+fn quotes_of_the_underlay() {
+    replay("quote", targets::quote);
+}
+
+#[test]
+fn calls_of_the_plugin() {
+    replay("cni", targets::cni);
 }

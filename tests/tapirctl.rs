@@ -591,11 +591,20 @@ impl Namespace {
         ip(&[&["-n", &self.0], args].concat());
     }
 
+    /// Does `work` inside.
+    fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let netns = std::fs::File::open(Path::new("/run/netns").join(&self.0)).expect("a namespace");
+        tapir::sys::netns::run_in(&netns, work).expect("entered")
+    }
+
+    /// `tapirctl` inside, where no daemon listens.
+    fn run(&self, args: &[&str]) -> Outcome {
+        self.enter(|| run(&[&["--socket", "/nonexistent/tapird.sock"], args].concat()))
+    }
+
     /// `tapirctl check` inside, as JSON by item, and its exit status.
     fn check(&self, args: &[&str]) -> (u8, BTreeMap<String, Value>) {
-        let netns = std::fs::File::open(Path::new("/run/netns").join(&self.0)).expect("a namespace");
-        let args = [&["check", "-o", "json", "--socket", "/nonexistent/tapird.sock"], args].concat();
-        let outcome = tapir::sys::netns::run_in(&netns, || run(&args)).expect("entered");
+        let outcome = self.run(&[&["check", "-o", "json"], args].concat());
         let items: Vec<Value> = serde_json::from_str(&outcome.stdout).expect("JSON");
         let by_name = |item: Value| (item["name"].as_str().expect("a name").to_owned(), item);
         (outcome.status, items.into_iter().map(by_name).collect())
@@ -677,6 +686,29 @@ fn check_reads_the_firewall_that_nft_made() {
     let fix = fix.as_str().and_then(|fix| fix.strip_prefix("nft ")).and_then(|fix| fix.split(" (").next());
     assert!(nft(fix.expect("a command")), "the advice works");
     assert_eq!(found().0, "ok");
+}
+
+#[test]
+fn uninstall_removes_tapir0_and_what_is_routed_through_it() {
+    let Some(node) = Namespace::new("uninstall") else { return };
+    let links =
+        || node.enter(|| std::process::Command::new("ip").args(["-br", "link"]).output().expect("listed").stdout);
+    node.ip(&["tuntap", "add", "tapir0", "mode", "tun", "multi_queue"]);
+    node.ip(&["link", "set", "tapir0", "up"]);
+    node.ip(&["route", "add", "10.244.0.0/16", "dev", "tapir0"]);
+
+    let held = node.enter(|| tapir::host::tapir0::open().expect("opened"));
+    let outcome = node.run(&["uninstall"]);
+    assert_eq!(outcome.status, 1);
+    assert!(outcome.stderr.contains("running in this network namespace"), "{}", outcome.stderr);
+    assert!(String::from_utf8_lossy(&links()).contains("tapir0"));
+    drop(held);
+
+    let outcome = node.run(&["uninstall", "-o", "json"]);
+    assert_eq!((outcome.status, outcome.stderr.as_str()), (0, ""));
+    assert_eq!(outcome.stdout, "{\n  \"removed\": true\n}\n");
+    assert!(!String::from_utf8_lossy(&links()).contains("tapir0"));
+    assert_eq!(node.run(&["uninstall"]).stdout, "nothing to remove\n");
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! libFuzzer's entry to `targets::tunnel`.
 #![no_main]
 
-#[path = "../targets.rs"]
-#[allow(dead_code, reason = "each binary uses one target")]
+#[path = "../targets/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "each binary uses one target")]
 mod targets;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::tunnel(data));

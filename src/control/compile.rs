@@ -38,11 +38,13 @@ fn adjacency(desired: &Desired, pods: &BTreeMap<PortId, &Endpoint>, prefix: IpNe
         }),
         NextHop::Node(peer) => {
             let mtu = desired.peer_mtu(peer);
-            Adjacency::Forward(Path {
-                port: PortId::TUNNEL,
-                rewrite: Rewrite::outer(desired.underlay().address, peer, ipv6),
-                mtu: if ipv6 { mtu.max(MIN_MTU_V6) } else { mtu },
-            })
+            let rewrite = Rewrite::outer(desired.underlay().address, peer, ipv6);
+            if ipv6 && mtu < MIN_MTU_V6 {
+                // IPv6 makes no smaller packets, so the underlay has to (RFC 4213 §3.2.2).
+                Adjacency::Forward(Path { port: PortId::TUNNEL, rewrite: rewrite.fragmentable(), mtu: MIN_MTU_V6 })
+            } else {
+                Adjacency::Forward(Path { port: PortId::TUNNEL, rewrite, mtu })
+            }
         }
     }
 }

@@ -12,14 +12,17 @@
 //! Several addresses for one pod are chosen first and assigned together: a refusal changes nothing.
 
 mod error;
+mod span;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 pub use error::IpamError;
+
+use span::{Span, address, is_for_pods, number, span, usable};
 
 /// How long a freed address is kept from the next pod.
 pub const COOLDOWN: Duration = Duration::from_secs(30);
@@ -50,14 +53,6 @@ struct Range {
     span: Span,
     /// No address of the range below it is fresh.
     fresh: u128,
-}
-
-/// First and last address, as numbers, of one family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Span {
-    ipv6: bool,
-    first: u128,
-    last: u128,
 }
 
 impl Ipam {
@@ -267,7 +262,7 @@ impl Ipam {
         self.assigned.insert(address);
         let Some(index) = self.ranges.iter().position(|range| range.span.contains(address)) else { return };
         let Range { span, mut fresh, .. } = self.ranges[index];
-        while fresh <= span.last && !self.is_fresh(self::address(span.ipv6, fresh)) {
+        while fresh <= span.last && !self.is_fresh(span::address(span.ipv6, fresh)) {
             fresh += 1;
         }
         self.ranges[index].fresh = fresh;
@@ -295,18 +290,6 @@ impl Ipam {
     }
 }
 
-impl Span {
-    fn contains(&self, address: IpAddr) -> bool {
-        address.is_ipv6() == self.ipv6 && (self.first..=self.last).contains(&number(address))
-    }
-
-    fn intersection(&self, other: &Self) -> Option<Self> {
-        let first = self.first.max(other.first);
-        let last = self.last.min(other.last);
-        (self.ipv6 == other.ipv6 && first <= last).then_some(Self { ipv6: self.ipv6, first, last })
-    }
-}
-
 /// The first usable address of each family's first range, IPv4 first: the addresses of `tapir0` on the node that
 /// owns `ranges`.
 pub fn own_addresses(ranges: &[IpNet]) -> Vec<IpAddr> {
@@ -317,47 +300,6 @@ pub fn own_addresses(ranges: &[IpNet]) -> Vec<IpAddr> {
 /// How many addresses there are in a range, as a floating-point number: a /64 has more than fit into 64 bits.
 pub fn size(net: IpNet) -> f64 {
     2f64.powi(i32::from(net.max_prefix_len() - net.prefix_len()))
-}
-
-/// What can be an interface's address: not the network and broadcast addresses of an IPv4 range, which don't exist
-/// in a /31 (RFC 3021), nor the subnet-router anycast address of an IPv6 range (RFC 4291 §2.6.1), which a /127
-/// doesn't have (RFC 6164).
-fn usable(net: IpNet) -> Span {
-    let (first, last) = (number(net.network()), number(net.broadcast()));
-    match net {
-        IpNet::V4(net) if net.prefix_len() < 31 => Span { ipv6: false, first: first + 1, last: last - 1 },
-        IpNet::V4(_) => Span { ipv6: false, first, last },
-        IpNet::V6(net) if net.prefix_len() < 127 => Span { ipv6: true, first: first + 1, last },
-        IpNet::V6(_) => Span { ipv6: true, first, last },
-    }
-}
-
-fn is_for_pods(address: IpAddr) -> bool {
-    let link_local = match address {
-        IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    };
-    !(link_local || address.is_unspecified() || address.is_loopback() || address.is_multicast())
-}
-
-fn span(first: IpAddr, last: IpAddr) -> Result<Span, IpamError> {
-    let span = Span { ipv6: first.is_ipv6(), first: number(first), last: number(last) };
-    if first.is_ipv6() == last.is_ipv6() && span.first <= span.last {
-        Ok(span)
-    } else {
-        Err(IpamError::BadRange { first, last })
-    }
-}
-
-fn number(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(address) => u32::from(address).into(),
-        IpAddr::V6(address) => address.into(),
-    }
-}
-
-fn address(ipv6: bool, number: u128) -> IpAddr {
-    if ipv6 { Ipv6Addr::from(number).into() } else { Ipv4Addr::from(u32::try_from(number).unwrap_or(u32::MAX)).into() }
 }
 
 /// A time of freeing that lies ahead is another clock's: it never counts as cooled before its full time.

@@ -22,6 +22,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tapir_cni::protocol::AttachmentId;
 
+use crate::wire::outer::MIN_PATH_MTU;
+
 pub use compile::compile;
 pub use endpoint::{Endpoint, Namespace};
 
@@ -29,9 +31,6 @@ pub use endpoint::{Endpoint, Namespace};
 pub const PATH_MTU_LIFETIME: Duration = Duration::from_secs(600);
 /// The outer IPv4 header: what the tunnel costs.
 pub const OVERHEAD: u32 = 20;
-/// The smallest path MTU that is believed, outer header included: what every IPv4 host takes whole (RFC 791). Less
-/// is far likelier to be forged than true.
-pub const MIN_PATH_MTU: u32 = 576;
 /// The smallest MTU of an IPv6 link (RFC 8200 §5).
 pub const MIN_MTU_V6: u16 = 1280;
 

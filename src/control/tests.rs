@@ -132,7 +132,12 @@ fn a_path_mtu_shrinks_by_icmp_and_grows_by_time() {
     assert!(desired.apply(too_big(0, 1_000)), "a router that says no size");
     let tables = compile(&desired);
     assert_eq!(lookup(&tables, "10.244.1.1"), tunnel(false, 556));
-    assert_eq!(lookup(&tables, "fd00:0:0:2::1"), tunnel(true, MIN_MTU_V6));
+    let Adjacency::Forward(Path { port: PortId::TUNNEL, rewrite: Rewrite::Outer(outer), mtu: MIN_MTU_V6 }) =
+        lookup(&tables, "fd00:0:0:2::1")
+    else {
+        panic!("IPv6 does without less")
+    };
+    assert_eq!(outer[6], 0, "with DF no packet of 1280 bytes would arrive");
     let stranger = Event::PacketTooBig { peer: Ipv4Addr::new(9, 9, 9, 9), mtu: 600, now: Duration::ZERO };
     assert!(!desired.apply(stranger));
 }

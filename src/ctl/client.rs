@@ -1,12 +1,12 @@
-//! One connection to `tapird`, blocking.
+//! The daemon as an operator meets it: answers, or what to do about there being none.
 
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
-use tapir_cni::protocol::{Refusal, Reply, Request, read_message, write_message};
+use tapir_cni::client;
+use tapir_cni::protocol::{Refusal, Request};
 
 /// How long an answer may take. A query is answered from memory; the longest wait is behind an ADD that syncs.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -46,14 +46,14 @@ pub enum ClientError {
     },
     /// What came is not the answer to what was asked.
     #[error(
-        "the answer of {socket} can't be read ({source}): are tapirctl {} and tapird of one version?",
+        "the answer of {socket} can't be read ({cause}): are tapirctl {} and tapird of one version?",
         env!("CARGO_PKG_VERSION")
     )]
     Garbled {
         /// Where it came from.
         socket: PathBuf,
         /// What is wrong with it.
-        source: io::Error,
+        cause: String,
     },
     /// Any other failure of the connection.
     #[error("{socket}: {source}")]
@@ -74,20 +74,30 @@ impl ClientError {
         matches!(self, Self::Refused(_))
     }
 
-    fn of(source: io::Error, socket: &Path) -> Self {
+    fn of(source: io::Error, socket: PathBuf) -> Self {
         use io::ErrorKind::{
-            BrokenPipe, ConnectionRefused, ConnectionReset, InvalidData, NotADirectory, NotFound, PermissionDenied,
-            TimedOut, UnexpectedEof, WouldBlock,
+            BrokenPipe, ConnectionRefused, ConnectionReset, NotADirectory, NotFound, PermissionDenied, TimedOut,
+            UnexpectedEof, WouldBlock,
         };
-        let socket = socket.to_path_buf();
         match source.kind() {
             NotFound | NotADirectory => Self::NoSocket { socket },
             ConnectionRefused => Self::NotListening { socket },
             PermissionDenied => Self::NoPermission { socket },
             WouldBlock | TimedOut => Self::TimedOut { socket },
             UnexpectedEof | ConnectionReset | BrokenPipe => Self::HungUp { socket },
-            InvalidData => Self::Garbled { socket, source },
             _ => Self::Broken { socket, source },
+        }
+    }
+}
+
+impl From<client::ClientError> for ClientError {
+    fn from(error: client::ClientError) -> Self {
+        match error {
+            client::ClientError::Unreachable { socket, source } | client::ClientError::Broken { socket, source } => {
+                Self::of(source, socket)
+            }
+            client::ClientError::Misunderstood { socket, cause } => Self::Garbled { socket, cause },
+            client::ClientError::Refused(refusal) => Self::Refused(refusal),
         }
     }
 }
@@ -98,10 +108,7 @@ fn details(refusal: &Refusal) -> String {
 
 /// A connection, on which any number of requests may follow each other.
 #[derive(Debug)]
-pub struct Client {
-    stream: UnixStream,
-    socket: PathBuf,
-}
+pub struct Client(client::Client);
 
 impl Client {
     /// Connects to the daemon that listens on `socket`.
@@ -109,14 +116,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`], saying what to do about it.
     pub fn connect(socket: &Path) -> Result<Self, ClientError> {
-        let connect = || {
-            let stream = UnixStream::connect(socket)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_write_timeout(Some(PATIENCE))?;
-            Ok(stream)
-        };
-        let stream = connect().map_err(|source| ClientError::of(source, socket))?;
-        Ok(Self { stream, socket: socket.to_path_buf() })
+        Ok(Self(client::Client::connect(socket, PATIENCE)?))
     }
 
     /// Asks, and reads the answer as a `T`.
@@ -124,15 +124,6 @@ impl Client {
     /// # Errors
     /// [`ClientError`]; after any but [`ClientError::Refused`] the connection is of no more use.
     pub fn ask<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T, ClientError> {
-        let mut exchange = || {
-            write_message(&mut self.stream, request)?;
-            read_message(&mut self.stream)
-        };
-        let value = match exchange().map_err(|source| ClientError::of(source, &self.socket))? {
-            Reply::Ok(value) => value,
-            Reply::Error(refusal) => return Err(ClientError::Refused(refusal)),
-        };
-        serde_json::from_value(value)
-            .map_err(|error| ClientError::Garbled { socket: self.socket.clone(), source: error.into() })
+        Ok(self.0.ask_for(request)?)
     }
 }

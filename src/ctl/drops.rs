@@ -106,7 +106,7 @@ fn cells(drop: &Drop) -> [String; 7] {
 
 fn line(cells: [&str; 7]) -> String {
     let [time, reason, src, dst, protocol, length, port] = cells.map(visible);
-    format!("{time:<24}  {reason:<20}  {src:<21}  {dst:<21}  {protocol:<8}  {length:>6}  {port}\n")
+    format!("{time:<24}  {reason:<20}  {src:<25}  {dst:<25}  {protocol:<8}  {length:>6}  {port}\n")
 }
 
 /// What to do about a reason: ours, or for one that this version does not know what the daemon says.

@@ -17,7 +17,7 @@ mod view;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use serde::Serialize;
@@ -25,7 +25,8 @@ use serde::de::DeserializeOwned;
 use tapir_cni::protocol::Request;
 
 use crate::api::types::{Drops, Endpoint, Ipam, Peer, Route, Status};
-use crate::host;
+use crate::host::tapir0;
+use crate::host::{self, HostError};
 
 pub use args::{Cli, Format};
 pub use client::{Client, ClientError};
@@ -63,15 +64,18 @@ pub enum CtlError {
         /// Why they don't.
         source: io::Error,
     },
-    /// Uninstalling under a running daemon.
+    /// Uninstalling under a daemon that answers.
     #[error("tapird is running on {socket}: stop it first (systemctl stop tapird), or use --force")]
     Running {
         /// Where it answers.
         socket: PathBuf,
     },
+    /// Uninstalling under a daemon that listens elsewhere.
+    #[error("a tapird is running in this network namespace, on another socket: stop it first, or use --force")]
+    RunningElsewhere,
     /// The kernel kept what should be removed.
     #[error(transparent)]
-    Uninstall(#[from] host::HostError),
+    Uninstall(#[from] HostError),
 }
 
 impl CtlError {
@@ -170,15 +174,19 @@ fn status(cli: &Cli, terminal: &mut Terminal<'_>) -> Result<u8, CtlError> {
 }
 
 fn uninstall(cli: &Cli, force: bool, terminal: &mut Terminal<'_>) -> Result<(), CtlError> {
-    if !force && is_running(&cli.socket) {
-        return Err(CtlError::Running { socket: cli.socket.clone() });
+    if !force {
+        refuse_running(&cli.socket)?;
     }
     let removed = host::uninstall()?;
     let words = if removed { "tapir0 and its routes removed\n" } else { "nothing to remove\n" };
     terminal.show(cli.output, &serde_json::json!({ "removed": removed }), |_| words.to_owned())
 }
 
-/// Somebody is there. A daemon that is slow, or that we may not talk to, runs all the same.
-fn is_running(socket: &std::path::Path) -> bool {
-    !matches!(Client::connect(socket), Err(ClientError::NoSocket { .. } | ClientError::NotListening { .. }))
+/// Refuses while a daemon runs: one that is slow, or that we may not talk to, runs all the same, and one with another
+/// socket holds `tapir0`.
+fn refuse_running(socket: &Path) -> Result<(), CtlError> {
+    if !matches!(Client::connect(socket), Err(ClientError::NoSocket { .. } | ClientError::NotListening { .. })) {
+        return Err(CtlError::Running { socket: socket.into() });
+    }
+    if tapir0::is_held()? { Err(CtlError::RunningElsewhere) } else { Ok(()) }
 }

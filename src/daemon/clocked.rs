@@ -84,6 +84,10 @@ impl Daemon {
             Outcome::Watched { gone } => {
                 self.clocked.watching = false;
                 for id in gone {
+                    // Meanwhile it may have been removed, and added again with another namespace.
+                    if !self.attachments.get(&id).is_some_and(|attachment| netns::is_gone(&attachment.record.netns)) {
+                        continue;
+                    }
                     tracing::info!(container = id.container_id, "the namespace is gone without a DEL; letting go");
                     self.remove(&id);
                 }

@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use super::attachment::{Attachment, QUEUES, Stage, interface};
 use super::dispatch::Done;
 use super::prober::Prober;
+use super::verbs::MAX_WANTED;
 use super::{BACKLOG, Daemon, DaemonError, Inputs, Links, Signals, del_queue, reload};
 use crate::api::drops::History;
 use crate::cni::{Server, ServerError};
@@ -160,25 +161,36 @@ fn recover(store: &Store, boot: &str, config: &Config, now: Duration) -> Result<
     }
 }
 
-/// Makes records of the interfaces that have our mark.
+/// Makes records of the interfaces that have our mark. A pod may have changed its interface, so of what is found only
+/// that counts which an ADD could have led to: ids and addresses that are nobody else's, no other node's, and in a pool.
 fn rebuild(instance: &str, config: &Config) -> Recovered {
     let mut records: Vec<Record> = Vec::new();
+    let mut ipam = Ipam::new(&config.network.node_cidrs);
+    let in_pool = |address: &IpAddr| config.network.pools.iter().any(|pool| pool.contains(address));
+    let elsewhere =
+        |address: &IpAddr| config.peers.iter().any(|peer| peer.pods.iter().any(|range| range.contains(address)));
     for (port, found) in (PortId::FIRST_POD.0..).zip(pod::discover(instance)) {
         let (container, path) = (&found.id.container_id, found.netns.path.display());
-        let claimed = |address| records.iter().any(|record| record.addresses.contains(address));
-        if found.addresses.is_empty() || found.addresses.iter().any(claimed) {
-            tracing::warn!(container, %path, "left out: no address of its own");
+        let known = records.iter().any(|record| record.id == found.id);
+        let mut addresses = found.addresses;
+        addresses.truncate(if known { 0 } else { MAX_WANTED });
+        addresses.retain(|address| {
+            let possible = in_pool(address) && !elsewhere(address);
+            possible && ipam.assign_exactly(&[*address], true, Duration::ZERO).is_ok()
+        });
+        if addresses.is_empty() {
+            tracing::warn!(container, interface = found.id.interface, %path, "left out: no id and address of its own");
             continue;
         }
         let owned = |address| config.network.node_cidrs.iter().any(|range| range.contains(address));
-        let delegated = !found.addresses.iter().all(owned);
-        tracing::info!(container, %path, addresses = ?found.addresses, "found again");
+        let delegated = !addresses.iter().all(owned);
+        tracing::info!(container, %path, ?addresses, "found again");
         records.push(Record {
             id: found.id,
             pod: found.pod,
             netns: found.netns,
             port,
-            addresses: found.addresses,
+            addresses,
             mac: found.mac,
             mtu: found.mtu,
             phase: Phase::Attached,

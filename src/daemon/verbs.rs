@@ -21,7 +21,7 @@ use crate::table::{GATEWAY_V4, GATEWAY_V6};
 /// The longest container id and path that are taken; CNI sets no limit.
 const MAX_TEXT: usize = 4096;
 /// The most addresses, or ranges of them, that an ADD may ask for.
-const MAX_WANTED: usize = 64;
+pub(super) const MAX_WANTED: usize = 64;
 
 /// A refusal of `code`.
 pub(super) fn refusal(code: u32, message: impl Into<String>, details: impl Into<String>) -> Refusal {
@@ -135,19 +135,18 @@ impl Daemon {
         }
         let mtu = self.desired.pod_mtu();
         let now = clock::now();
+        let mut ipam = self.ipam.clone();
         let addresses = if add.addresses.is_empty() {
-            self.ipam.assign(&add.ranges, now)?
+            ipam.assign(&add.ranges, now)?
         } else {
-            self.ipam.assign_exactly(&add.addresses, add.delegated, now)?;
+            ipam.assign_exactly(&add.addresses, add.delegated, now)?;
             add.addresses.clone()
         };
         if mtu < MIN_MTU_V6 && addresses.iter().any(IpAddr::is_ipv6) {
-            for &address in &addresses {
-                self.ipam.release(address, now);
-            }
             let message = format!("the pod MTU is {mtu}, and IPv6 needs {MIN_MTU_V6}");
             return Err(refusal(code::INVALID_CONFIGURATION, message, "raise the underlay's MTU"));
         }
+        self.ipam = ipam;
         let taken = |mac| self.attachments.values().any(|other| other.record.mac == mac);
         Ok(Record {
             id: add.id.clone(),

@@ -13,7 +13,7 @@ pub(super) fn filter(header: &Header, ingress: PortId, path: &Path, tables: &Tab
         // A peer sends us what is here. What only the default route covers it should not have sent.
         (PortId::TUNNEL, PortId::HOST) if !is_router(header.destination, tables) => Err(DropReason::Loop),
         (PortId::HOST, PortId::TUNNEL) if !is_ours(header.source, tables) => Err(DropReason::ForeignSource),
-        (PortId::TUNNEL | PortId::HOST, _) => Ok(()),
+        // A pod of this node, or of another.
         (_, PortId::HOST) if matches!(header.protocol, protocol::IPV4 | protocol::IPV6) => {
             Err(DropReason::TunnelFromPod)
         }
@@ -22,7 +22,7 @@ pub(super) fn filter(header: &Header, ingress: PortId, path: &Path, tables: &Tab
 }
 
 /// Whether other nodes will accept `source` from this one.
-fn is_ours(source: IpAddr, tables: &Tables) -> bool {
+pub(super) fn is_ours(source: IpAddr, tables: &Tables) -> bool {
     is_router(source, tables)
         || matches!(tables.lookup(source), Adjacency::Forward(path) if path.port >= PortId::FIRST_POD)
 }

@@ -8,6 +8,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use super::filter;
 use crate::drop_reason::DropReason;
 use crate::packet::Packet;
 use crate::table::{Adjacency, GATEWAY_V4, GATEWAY_V6, PortId, Tables};
@@ -88,7 +89,14 @@ pub fn answer(
     build(packet, message, parties, &quote[..length], tables, limiter, now)
 }
 
-/// Tells the sender of an inner packet what the underlay said about its outer one (RFC 2003 §4).
+/// Whether somebody who says something about the tunnel is on the underlay. The kernel takes ICMP errors from anybody, and
+/// pods reach it: what one of them says is made up (`tests/kernel/icmp_errors_are_taken_from_anybody.rs`).
+pub fn is_on_underlay(offender: IpAddr, tables: &Tables) -> bool {
+    matches!(tables.lookup(offender), Adjacency::Forward(path) if path.port == PortId::HOST)
+}
+
+/// Tells the sender of an inner packet what the underlay said about its outer one (RFC 2003 §4), if it is a packet that
+/// this node would have put into that tunnel: anybody on the underlay can make up another.
 ///
 /// `quote` is what the underlay's ICMP quoted, from the outer header on; `mtu` is that of a Datagram Too Big, outer
 /// header included.
@@ -114,7 +122,7 @@ pub fn relay(
         (3, _) | (11, _) => Message::HostUnreachable,
         _ => return Outcome::None,
     };
-    if quoted.is_error {
+    if quoted.is_error || !quoted.parties.are_ours(quote, tables) {
         return Outcome::None;
     }
     build(packet, message, quoted.parties, &inner[..inner.len().min(LONGEST_V6)], tables, limiter, now)
@@ -147,6 +155,13 @@ struct Parties {
 }
 
 impl Parties {
+    /// Whether this node sends packets of theirs to the node that the outer header leads to.
+    fn are_ours(self, outer: &[u8], tables: &Tables) -> bool {
+        let Some(&peer) = outer.get(16..).and_then(<[u8]>::first_chunk::<4>) else { return false };
+        let Adjacency::Forward(path) = tables.lookup(self.about) else { return false };
+        path.rewrite.outer_destination() == Some(peer.into()) && filter::is_ours(self.to, tables)
+    }
+
     /// What the error comes from: the router, or for the host itself, whose stack believes no packet that comes from
     /// its own address, the destination that the packet did not reach.
     fn from(self, tables: &Tables) -> IpAddr {
@@ -195,7 +210,7 @@ impl Quoted {
     }
 
     fn least_mtu(&self) -> u32 {
-        if self.parties.to.is_ipv6() { 1280 } else { 68 }
+        if self.parties.to.is_ipv6() { 1280 } else { outer::MIN_PATH_MTU - outer::LENGTH as u32 }
     }
 }
 
@@ -222,7 +237,9 @@ fn build(
     now: Duration,
 ) -> Outcome {
     let to = parties.to;
-    if to.is_unspecified() || to.is_multicast() || to.is_loopback() {
+    // A pod may ask the gateway from a link-local address, but no route leads to one.
+    let link_local = matches!(to, IpAddr::V6(to) if to.is_unicast_link_local());
+    if to.is_unspecified() || to.is_multicast() || to.is_loopback() || link_local {
         return Outcome::None;
     }
     if !limiter.allows(to, matches!(message, Message::TooBig(_)), now) {

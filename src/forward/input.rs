@@ -75,10 +75,12 @@ fn from_host(packet: &mut Packet) -> Result<Header, DropReason> {
 /// route that would carry the answer.
 fn from_tunnel(packet: &mut Packet, tables: &Tables) -> Result<Header, DropReason> {
     let outer = outer::parse(packet.bytes()).ok_or(DropReason::MalformedTunnel)?;
-    packet.decapsulate(outer.inner);
     if tables.node != Some(outer.destination) || !tables.is_peer(outer.source) {
+        // What is dropped is the stranger's packet, not what it claims to carry.
+        packet.decapsulate(0);
         return Err(DropReason::UnknownPeer);
     }
+    packet.decapsulate(outer.inner);
     let mut header = parse(packet)?;
     if header.is_ipv6() != outer.ipv6 {
         return Err(DropReason::MalformedTunnel);

@@ -12,7 +12,7 @@ use smoltcp::wire::{
 };
 
 use crate::drop_reason::DropReason;
-use crate::packet::Packet;
+use crate::packet::{Offload, Packet};
 use crate::table::{GATEWAY_MAC, GATEWAY_V6, Mac, PortKind};
 use crate::wire::checksum;
 use crate::wire::header::{Fragment, Header, protocol};
@@ -48,6 +48,7 @@ pub(super) fn arp(packet: &mut Packet, mac: Mac, addresses: &[IpAddr]) -> Result
     arp.set_target_hardware_addr(&mac);
     arp.set_target_protocol_addr(&sender);
     packet.truncate_network(28);
+    packet.offload = Offload::default();
     turn_around(packet, mac);
     Ok(())
 }

@@ -10,7 +10,8 @@ use crate::wire::{checksum, outer};
 
 /// Checks TTL (RFC 1812 §5.3.1) and MTU, then counts the hop and puts the next hop's header in front.
 ///
-/// What the host sends it has sent itself, or counted when it forwarded it: host and data plane are one hop.
+/// Host and data plane are one hop. What the host sends it has sent itself, or counted when it forwarded it; what it gets
+/// it forwards, and counts, or keeps: of what is for a router itself the TTL means nothing.
 #[inline]
 pub(super) fn rewrite(
     packet: &mut Packet,
@@ -18,11 +19,14 @@ pub(super) fn rewrite(
     path: &Path,
     ingress: PortId,
 ) -> Result<Verdict, DropReason> {
-    let hop = ingress != PortId::HOST;
+    let hop = ingress != PortId::HOST && path.port != PortId::HOST;
     if hop && header.ttl <= 1 {
         return Err(DropReason::TtlExpired);
     }
-    let fits = gso::wire_length(packet, header) <= usize::from(path.mtu);
+    let mtu = usize::from(path.mtu);
+    // How long the segments were which the underlay's kernel merged is not known; the tunnel's MTU may be more than this.
+    let fits =
+        gso::wire_length(packet, header) <= mtu || (ingress == PortId::TUNNEL && gso::recut(packet, header, mtu));
     if !fits && header.dont_fragment {
         return Err(DropReason::TooBig);
     }

@@ -9,6 +9,7 @@ use pnet_packet::ipv6::{Ipv6Packet, MutableIpv6Packet};
 
 use super::icmp::{Limiter, Outcome};
 use super::*;
+use crate::packet::{Gso, Offload, PartialChecksum};
 use crate::table::{Adjacency, Fib, GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, Mac, Path, Peer, Port, PortKind, Rewrite};
 
 const WEB: PortId = PortId(2);
@@ -121,9 +122,10 @@ fn udp(payload: usize) -> Vec<u8> {
 }
 
 fn drop_of(mut packet: Packet, ingress: PortId) -> DropReason {
-    let before = packet.network().to_vec();
+    let before = packet.bytes().to_vec();
     let reason = forward(&mut packet, ingress, &tables()).expect_err("dropped");
-    assert!(before.ends_with(packet.network()) || before.starts_with(packet.network()), "a drop changed the packet");
+    let (after, last) = (packet.network(), before.len() - packet.network().len());
+    assert!((0..=last).any(|at| before[at..].starts_with(after)), "a drop changed the packet");
     reason
 }
 
@@ -181,8 +183,12 @@ fn from_another_node_to_a_pod_and_to_the_host() {
     ] {
         let mut packet = from_peer(PEER, protocol, &inner);
         assert_eq!(forward(&mut packet, PortId::TUNNEL, &tables()), Ok(Verdict::Send(port)));
-        assert_hop(&inner, packet.network());
-        assert_eq!(packet.link().len(), if port == WEB { 14 } else { 0 });
+        if port == WEB {
+            assert_hop(&inner, packet.network());
+            assert_eq!(packet.link().len(), 14);
+        } else {
+            assert_eq!(packet.bytes(), inner, "host and data plane are one hop");
+        }
     }
 }
 
@@ -275,6 +281,10 @@ fn a_foreign_tunnel_reaches_nobody() {
         (from_peer(PEER, 4, &inner("10.244.1.7", "10.244.1.8")), D::Loop),
         (from_peer(PEER, 4, &inner("10.244.1.7", "8.8.8.8")), D::Loop),
         (from_peer(PEER, 4, &inner("10.244.1.7", "10.244.0.99")), D::NoRoute),
+        // To this node's own stack, which may know what to do with it.
+        (from_peer(PEER, 4, &ip4("10.244.1.7", "10.244.0.1", 4, &good)), D::TunnelFromPod),
+        (from_peer(PEER, 4, &ip4("10.244.1.7", "10.244.0.1", 41, &good6)), D::TunnelFromPod),
+        (from_peer(PEER, 41, &ip6("fd00:1::7", "fd00::1", 4, &good)), D::TunnelFromPod),
         (from_peer(PEER, 4, &inner("10.244.1.7", "169.254.1.1")), D::LinkLocal),
         (congested, D::EcnMismatch),
     ];
@@ -504,4 +514,101 @@ fn padding_behind_the_packet_is_cut() {
     let mut packet = from_web(&padded);
     assert_eq!(forward(&mut packet, WEB, &tables()), Ok(Verdict::Send(DB)));
     assert_eq!(packet.network().len(), ip.len());
+}
+
+/// `tables`, but for the MTU of `web`.
+fn narrow_web(mtu: u16) -> Tables {
+    let tables = tables();
+    let routes = tables.fib.iter().map(|(prefix, adjacency)| match adjacency {
+        Adjacency::Forward(path) if path.port == WEB => (prefix, Adjacency::Forward(Path { mtu, ..path.clone() })),
+        other => (prefix, other.clone()),
+    });
+    Tables { fib: Fib::build(routes.collect::<Vec<_>>()), ..tables }
+}
+
+#[test]
+fn what_the_kernel_merged_fits_a_pod_with_a_smaller_mtu_than_the_tunnels() {
+    let tables = narrow_web(1400);
+    let partial = Some(PartialChecksum { start: 20, offset: 16 });
+    let tcp = |payload: usize| [&[0; 12][..], &[0x50, 0x10], &vec![0; 6 + payload]].concat();
+    // Four segments of 1360 bytes, taken for longer ones; two of 700, which the tunnel takes in one piece.
+    for (payload, gso, gso_size) in [(4 * 1360, Gso::Tcp4, 1440), (2 * 700, Gso::None, 0)] {
+        let mut packet = from_peer(PEER, 4, &ip4("10.244.1.7", "10.244.0.5", 6, &tcp(payload)));
+        packet.offload = Offload { gso, gso_size, partial, ..Offload::default() };
+        assert_eq!(forward(&mut packet, PortId::TUNNEL, &tables), Ok(Verdict::Send(WEB)));
+        assert_eq!((packet.offload.gso, packet.offload.gso_size), (Gso::Tcp4, 1360));
+    }
+    let mut known = ethernet(GATEWAY_MAC, DB_MAC, 0x0800, &ip4("10.244.0.6", "10.244.0.5", 6, &tcp(4 * 1440)));
+    known.offload = Offload { gso: Gso::Tcp4, gso_size: 1440, partial, ..Offload::default() };
+    assert_eq!(forward(&mut known, DB, &tables), Err(DropReason::TooBig), "a pod can learn what fits");
+    let complete = ip4("10.244.1.7", "10.244.0.5", 6, &tcp(1440));
+    assert_eq!(forward(&mut from_peer(PEER, 4, &complete), PortId::TUNNEL, &tables), Err(DropReason::TooBig));
+}
+
+#[test]
+fn an_error_about_a_packet_that_we_never_sent_is_told_nobody() {
+    let tables = tables();
+    let outcome = |outer: [&str; 2], inner: &[u8]| {
+        let protocol = if inner[0] >> 4 == 6 { 41 } else { 4 };
+        let quote = ip4(outer[0], outer[1], protocol, inner);
+        let mut packet = Packet::new();
+        icmp::relay(&quote, 3, 1, 0, &mut packet, &tables, &mut Limiter::default(), Duration::ZERO)
+    };
+    let ours = ["172.31.0.1", "172.31.0.2"];
+    let inner = |source, destination| ip4(source, destination, 17, &udp(3));
+    assert_eq!(outcome(ours, &inner("10.244.0.5", "10.244.1.7")), Outcome::Built);
+    assert_eq!(outcome(ours, &inner("10.244.0.1", "10.244.1.7")), Outcome::Built, "the host is no stranger");
+    assert_eq!(outcome(ours, &ip6("fd00::5", "fd00:1::7", 17, &udp(3))), Outcome::Built);
+    for (source, destination) in [
+        ("8.8.8.8", "10.244.1.7"),
+        ("172.31.0.1", "10.244.1.7"),
+        ("10.244.1.7", "10.244.1.8"),
+        ("10.244.0.5", "10.244.0.6"),
+        ("10.244.0.5", "8.8.8.8"),
+        ("10.244.0.99", "10.244.1.7"),
+    ] {
+        assert_eq!(outcome(ours, &inner(source, destination)), Outcome::None, "{source} to {destination}");
+    }
+    assert_eq!(outcome(ours, &ip6("2001:db8::1", "fd00:1::7", 17, &udp(3))), Outcome::None);
+    let by_another_node = outcome(["172.31.0.1", "172.31.0.9"], &inner("10.244.0.5", "10.244.1.7"));
+    assert_eq!(by_another_node, Outcome::None);
+}
+
+#[test]
+fn no_error_leaves_for_a_link_local_address() {
+    let tables = tables();
+    let mut packet = from_web(&ip6("fe80::77", &GATEWAY_V6.to_string(), 17, &udp(3)));
+    assert_eq!(forward(&mut packet, WEB, &tables), Err(DropReason::ToGateway));
+    let outcome = icmp::answer(&mut packet, DropReason::ToGateway, &tables, &mut Limiter::default(), Duration::ZERO);
+    assert_eq!(outcome, Outcome::None, "it would go to the host");
+}
+
+#[test]
+fn a_router_that_tells_no_mtu_does_not_make_senders_crawl() {
+    let quote = ip4("172.31.0.1", "172.31.0.2", 4, &ip4("10.244.0.5", "10.244.1.7", 17, &udp(1400)));
+    for mtu in [0, 68, 575, 576] {
+        let mut packet = Packet::new();
+        let outcome = icmp::relay(&quote, 3, 4, mtu, &mut packet, &tables(), &mut Limiter::default(), Duration::ZERO);
+        assert_eq!(outcome, Outcome::Built);
+        assert_eq!(packet.network()[26..28], 556u16.to_be_bytes(), "told {mtu}");
+    }
+}
+
+#[test]
+fn what_is_for_the_node_itself_needs_no_hop_left() {
+    for destination in ["10.244.0.1", "172.31.0.1"] {
+        let ip = edit4(ip4("10.244.0.5", destination, 6, &[0; 20]), |ip| ip.set_ttl(1));
+        assert_eq!(forward(&mut from_web(&ip), WEB, &tables()), Ok(Verdict::Send(PortId::HOST)));
+    }
+    let ip = edit4(ip4("10.244.1.7", "10.244.0.1", 6, &[0; 20]), |ip| ip.set_ttl(1));
+    assert_eq!(forward(&mut from_peer(PEER, 4, &ip), PortId::TUNNEL, &tables()), Ok(Verdict::Send(PortId::HOST)));
+}
+
+#[test]
+fn an_answer_has_no_offloads_left_of_a_forged_question() {
+    let forged = PartialChecksum { start: 65_000, offset: 500 };
+    let mut packet = ethernet([0xff; 6], WEB_MAC, 0x0806, &arp_request("10.244.0.5", "169.254.1.1"));
+    packet.offload = Offload { gso: Gso::Tcp4, gso_size: 9, partial: Some(forged), ..Offload::default() };
+    assert_eq!(forward(&mut packet, WEB, &tables()), Ok(Verdict::Answer));
+    assert_eq!(packet.offload, Offload::default());
 }

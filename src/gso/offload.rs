@@ -1,9 +1,9 @@
 //! What a virtio header says of a packet: whether it is true, and making good on it.
 
 use super::segment::MAX_HEADERS;
-use super::{TCP, TCP_CHECKSUM, UDP, UDP_CHECKSUM, ip_length, payload_offset, set_word};
+use super::{CWR, TCP, TCP_CHECKSUM, UDP, UDP_CHECKSUM, ip_length, payload_offset, set_word};
 use crate::drop_reason::DropReason;
-use crate::packet::{Gso, Packet, PartialChecksum};
+use crate::packet::{Gso, Offload, Packet, PartialChecksum};
 use crate::wire::checksum;
 use crate::wire::header::{Fragment, Header};
 
@@ -82,6 +82,26 @@ pub fn wire_length(packet: &Packet, header: &Header) -> usize {
         }
         _ => header.length,
     }
+}
+
+/// Has a TCP packet whose checksum is partial cut into segments of at most `mtu` bytes, however long they were. False,
+/// and nothing done, for any other packet, and where the headers leave no room.
+///
+/// For packets that were merged on their way, so that nobody knows any more; TCP takes any length.
+pub fn recut(packet: &mut Packet, header: &Header, mtu: usize) -> bool {
+    let Some(headers) = payload_offset(packet.network(), header) else { return false };
+    let before = packet.offload;
+    packet.offload = Offload {
+        gso: if header.is_ipv6() { Gso::Tcp6 } else { Gso::Tcp4 },
+        gso_size: u16::try_from(mtu.saturating_sub(headers)).unwrap_or(u16::MAX),
+        ecn: packet.network().get(header.transport + 13).is_some_and(|flags| flags & CWR != 0),
+        ..before
+    };
+    let done = validate(packet, header).is_ok();
+    if !done {
+        packet.offload = before;
+    }
+    done
 }
 
 /// Completes a partial checksum in place and marks the packet valid.

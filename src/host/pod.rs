@@ -119,7 +119,8 @@ pub fn adopt(queue: &OwnedFd, interface: &Interface) -> Result<(), HostError> {
     })
 }
 
-/// Opens queues of an interface again.
+/// Opens queues of an interface again. Its mark has to name the container; the rest of it is made what it should be,
+/// since a daemon may have lost the name of its instance.
 ///
 /// # Errors
 /// [`HostError`]: the namespace or the interface is gone, or is another than it was.
@@ -129,7 +130,10 @@ pub fn reattach(interface: &Interface, queues: usize) -> Result<Vec<OwnedFd>, Ho
         let mut netlink = Netlink::open()?;
         let link = find(&mut netlink, interface)?;
         if link.alias != interface.mark {
-            return Err(interface.foreign("it has another mark"));
+            if plugin::container_of(&link) != interface.mark.split(':').nth(1) {
+                return Err(interface.foreign("it has another mark"));
+            }
+            netlink.set_alias(&link, &interface.mark)?;
         }
         let open = |_| tap::open_queue(&interface.name, Layer::Ethernet).map(|(queue, _)| queue);
         let queues: io::Result<Vec<OwnedFd>> = (0..queues).map(open).collect();

@@ -14,6 +14,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::BorrowedFd;
 
+use rustix::io::Errno;
+
 use crate::drop_reason::DropReason;
 use crate::packet::{Packet, Pool};
 
@@ -66,5 +68,18 @@ pub trait Queue: Send {
     /// The next error that the underlay reported, if any is waiting.
     fn take_error(&mut self) -> Option<TunnelError> {
         None
+    }
+}
+
+/// The last error for which the kernel refused a packet ([`DropReason::EgressRejected`]). An error is logged when it is
+/// another than the last; how often it happens is counted like any drop.
+#[derive(Debug, Default)]
+struct Refusal(Option<Errno>);
+
+impl Refusal {
+    fn log(&mut self, error: Errno, device: impl FnOnce() -> String) {
+        if self.0.replace(error) != Some(error) {
+            tracing::warn!(%error, device = device(), "the kernel refuses a packet");
+        }
     }
 }

@@ -9,10 +9,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 
-use super::{Lost, Queue, Readiness};
+use super::{Lost, Queue, Readiness, Refusal};
 use crate::drop_reason::DropReason;
 use crate::packet::{Gso, Offload, Packet, PartialChecksum, Pool};
-use crate::sys::tap::Layer;
+use crate::sys::{self, tap::Layer};
 use crate::wire::virtio_net;
 
 const ETHERNET: usize = 14;
@@ -27,6 +27,7 @@ pub struct Tap {
     queue: OwnedFd,
     /// Length of the link header.
     link: usize,
+    refusal: Refusal,
 }
 
 impl Tap {
@@ -40,7 +41,7 @@ impl Tap {
             Layer::Ethernet => ETHERNET,
             Layer::Ip => 0,
         };
-        Ok(Self { queue, link })
+        Ok(Self { queue, link, refusal: Refusal::default() })
     }
 }
 
@@ -85,7 +86,11 @@ impl Queue for Tap {
             let result = rustix::io::retry_on_intr(|| rustix::io::write(&self.queue, packet.bytes()));
             packet.unprepend(virtio_net::LENGTH);
             if let Err(error) = result {
-                lost.push((index, reason(error)));
+                let reason = reason(error);
+                if reason == DropReason::EgressRejected {
+                    self.refusal.log(error, || sys::tap::device_name(&self.queue).unwrap_or_else(|_| "TUN".into()));
+                }
+                lost.push((index, reason));
             }
         }
     }

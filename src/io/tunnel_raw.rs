@@ -2,7 +2,7 @@
 //!
 //! **Receiving.** The kernel reassembles, checks the outer header and hands over whole datagrams, several a call.
 //! They become packets with the outer header in front and the inner packet as the one that is routed. Those that the
-//! kernel merged are marked ([`merged`](super::merged)), the others joined as far as they go ([`gso::coalesce`]), so
+//! kernel merged are marked (`merged`), the others joined as far as they go ([`gso::coalesce`]), so
 //! that a bulk flow crosses the node in super-frames.
 //!
 //! **Sending.** A packet is cut as late as possible: headers are made in a small array, payload is gathered from where
@@ -20,7 +20,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 
-use super::{Lost, Queue, Readiness, TunnelError, merged};
+use super::{Lost, Queue, Readiness, Refusal, TunnelError, merged};
 use crate::drop_reason::DropReason;
 use crate::gso::{self, Segment};
 use crate::packet::{Packet, Pool};
@@ -35,7 +35,7 @@ const IPV6: u8 = 41;
 const BUFFER: usize = 4 << 20;
 /// How many datagrams more than the last time a receive has room for, so that a short one finds the socket empty.
 const SPARE: usize = 4;
-/// How often a receive is tried while errors are pending that are not its own.
+/// How often in one visit a receive is tried while errors are pending that are not its own.
 const PATIENCE: usize = 8;
 /// How much of a packet is quoted: an outer header, and what an ICMPv6 error has room for.
 const QUOTE: usize = outer::LENGTH + 1280;
@@ -49,8 +49,8 @@ pub struct TunnelRaw {
     ipv6: Socket,
     /// The largest inner packet that peers send.
     mtu: usize,
-    /// Identification of the last outer header. All of ours have DF, so nobody needs it (RFC 6864 §4.1), but GRO wants
-    /// it to count up.
+    /// Identification of the last outer header. Nearly all of ours have DF, so nobody needs it (RFC 6864 §4.1), but GRO
+    /// wants it to count up.
     identification: u16,
     /// Segments to be sent, each with the index of its packet.
     pending: Vec<(usize, Segment)>,
@@ -60,6 +60,7 @@ pub struct TunnelRaw {
     errors: bool,
     /// The beginnings of packets longer than the device's MTU.
     oversized: VecDeque<Vec<u8>>,
+    refusal: Refusal,
 }
 
 impl TunnelRaw {
@@ -78,6 +79,7 @@ impl TunnelRaw {
             received: Vec::with_capacity(2 * MAX_MESSAGES),
             errors: false,
             oversized: VecDeque::with_capacity(OVERSIZED),
+            refusal: Refusal::default(),
         })
     }
 
@@ -91,13 +93,15 @@ impl TunnelRaw {
                 Ok(sent) => sent,
                 Err(error) => {
                     let reason = reason(error);
-                    if reason == DropReason::EgressFull {
-                        left.iter().for_each(|(index, _)| lose(*index, reason, lost));
-                        room = false;
-                        break;
-                    }
-                    if reason == DropReason::TooBig {
-                        self.remember(&packets[*index], segment);
+                    match reason {
+                        DropReason::EgressFull => {
+                            left.iter().for_each(|(index, _)| lose(*index, reason, lost));
+                            room = false;
+                            break;
+                        }
+                        DropReason::TooBig => self.remember(&packets[*index], segment),
+                        DropReason::EgressRejected => self.refusal.log(error, || "tunnel".into()),
+                        _ => {}
                     }
                     lose(*index, reason, lost);
                     // The rest of a packet that lacks a piece helps nobody.
@@ -169,12 +173,11 @@ impl Queue for TunnelRaw {
             let first = self.received.len();
             self.received.extend((0..window).map(|_| pool.take()));
             let result = socket.receive(&mut self.received[first..], &mut self.errors);
-            let count = *result.as_ref().unwrap_or(&0);
+            let count = result.as_ref().map_or(0, |found| found.unwrap_or(0));
             self.received.drain(first + count..).for_each(|packet| pool.give(packet));
-            result?;
+            drained &= result?.is_some_and(|count| count < window);
             let bytes = self.received[first..].iter().map(Packet::len).sum();
             socket.expect_like(count, bytes, quantum);
-            drained &= count < window;
         }
         self.received.iter_mut().for_each(|packet| merged::recognise(packet, self.mtu));
         gso::coalesce(&mut self.received, pool);
@@ -236,25 +239,18 @@ impl Socket {
         Ok(Self { fd: raw::open(protocol, node, BUFFER)?, window: SPARE })
     }
 
-    /// Fills the first of `packets` with what is there, and tells how many.
-    fn receive(&mut self, packets: &mut [Packet], errors: &mut bool) -> io::Result<usize> {
+    /// Fills the first of `packets` with what is there, and tells how many; none where that is not known.
+    fn receive(&mut self, packets: &mut [Packet], errors: &mut bool) -> io::Result<Option<usize>> {
         let mut lengths = [0; MAX_MESSAGES];
         let wanted = packets.len().min(MAX_MESSAGES);
-        let mut result = Ok(0);
-        for _ in 0..PATIENCE {
+        let found = patiently(errors, || {
             let buffers = packets.iter_mut().map(|packet| packet.space(outer::LENGTH));
-            result = mmsg::recvmmsg(&self.fd, buffers, &mut lengths[..wanted]);
-            match &result {
-                Ok(_) => break,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
-                Err(_) => *errors = true,
-            }
-        }
-        let count = result?;
-        for (packet, length) in packets.iter_mut().zip(&lengths[..count]) {
+            mmsg::recvmmsg(&self.fd, buffers, &mut lengths[..wanted])
+        })?;
+        for (packet, length) in packets.iter_mut().zip(&lengths[..found.unwrap_or(0)]) {
             packet.received(*length, outer::LENGTH);
         }
-        Ok(count)
+        Ok(found)
     }
 
     /// Makes room for as many datagrams as were found, and some more; for twice as many if there was no room left.
@@ -264,6 +260,42 @@ impl Socket {
         let fitting = (found * quantum).checked_div(bytes).unwrap_or(MAX_MESSAGES);
         self.window = wanted.min(fitting).clamp(2, MAX_MESSAGES);
     }
+}
+
+/// Receives, and again while errors are pending that are not the call's own, which it notes. None when they come faster
+/// than they go: a flood of ICMP, which anybody can send, is no fault of the socket.
+fn patiently(errors: &mut bool, mut receive: impl FnMut() -> io::Result<usize>) -> io::Result<Option<usize>> {
+    let mut result = Ok(None);
+    for _ in 0..PATIENCE {
+        match receive() {
+            Ok(count) => return Ok(Some(count)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Some(0)),
+            Err(error) => {
+                *errors = true;
+                result = if is_from_icmp(&error) { Ok(None) } else { Err(error) };
+            }
+        }
+    }
+    result
+}
+
+/// Whether ICMP leaves such an error on a socket (`icmp_err_convert` in `net/ipv4/icmp.c`, `raw_err` in
+/// `net/ipv4/raw.c`).
+fn is_from_icmp(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(
+            Errno::NETUNREACH
+                | Errno::HOSTUNREACH
+                | Errno::NOPROTOOPT
+                | Errno::CONNREFUSED
+                | Errno::MSGSIZE
+                | Errno::OPNOTSUPP
+                | Errno::HOSTDOWN
+                | Errno::NONET
+                | Errno::PROTO
+        )
+    )
 }
 
 /// Finishes the outer header. False if that can't be: there is none, or the segment is longer than a datagram.
@@ -300,5 +332,26 @@ fn reason(error: Errno) -> DropReason {
         Errno::NETUNREACH | Errno::HOSTUNREACH | Errno::NETDOWN => DropReason::PortDown,
         // EPERM is the host's firewall; the others are said not to happen.
         _ => DropReason::EgressRejected,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes of a receive whose first calls fail with `errors`.
+    fn receive(errors: &[Errno]) -> (io::Result<Option<usize>>, bool) {
+        let (mut left, mut noted) = (errors.iter(), false);
+        let result = patiently(&mut noted, || left.next().map_or(Ok(7), |&error| Err(error.into())));
+        (result, noted)
+    }
+
+    #[test]
+    fn a_flood_of_icmp_does_not_fail_the_tunnel() {
+        assert!(matches!(receive(&[]), (Ok(Some(7)), false)));
+        assert!(matches!(receive(&[Errno::AGAIN]), (Ok(Some(0)), false)));
+        assert!(matches!(receive(&[Errno::HOSTUNREACH, Errno::MSGSIZE]), (Ok(Some(7)), true)));
+        assert!(matches!(receive(&[Errno::HOSTUNREACH; 99]), (Ok(None), true)));
+        assert!(matches!(receive(&[Errno::BADF; 99]), (Err(_), true)));
     }
 }

@@ -59,6 +59,14 @@ impl Rewrite {
         Self::Outer(header)
     }
 
+    /// Lets routers of the underlay fragment the outer packet.
+    pub fn fragmentable(mut self) -> Self {
+        if let Self::Outer(header) = &mut self {
+            header[6] = 0;
+        }
+        self
+    }
+
     /// The node that an outer header leads to.
     pub fn outer_destination(&self) -> Option<Ipv4Addr> {
         match self {

@@ -6,6 +6,10 @@ use super::header::protocol;
 /// Length of the header that we send: no options.
 pub const LENGTH: usize = 20;
 
+/// The smallest path MTU that is believed, outer header included: what every IPv4 host takes whole (RFC 791). Less
+/// is far likelier to be forged than true, and a router from before RFC 1191 says 0.
+pub const MIN_PATH_MTU: u32 = 576;
+
 const ECN_MASK: u8 = 3;
 const CE: u8 = 3;
 

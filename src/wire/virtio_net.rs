@@ -7,7 +7,6 @@
 //! ignored on the way in. Offsets are counted from the frame's first byte there, from the L3 header in [`Offload`].
 
 use super::header::Malformed;
-use crate::packet::{Gso, Offload, PartialChecksum};
 
 /// Its length.
 pub const LENGTH: usize = 10;
@@ -18,6 +17,44 @@ const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
 const GSO_ECN: u8 = 0x80;
+
+/// How a super-frame has to be cut: `virtio_net_hdr.gso_type` (`include/uapi/linux/virtio_net.h`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Gso {
+    /// Not a super-frame.
+    #[default]
+    None,
+    /// TCP over IPv4.
+    Tcp4,
+    /// TCP over IPv6.
+    Tcp6,
+    /// UDP datagrams of `gso_size` payload each (`VIRTIO_NET_HDR_GSO_UDP_L4`), either family.
+    Udp,
+}
+
+/// A transport checksum that holds only the pseudo-header's sum (`VIRTIO_NET_HDR_F_NEEDS_CSUM`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartialChecksum {
+    /// First byte to sum, counted from the L3 header.
+    pub start: u16,
+    /// Where the sum belongs, counted from `start`.
+    pub offset: u16,
+}
+
+/// What a virtio header says of a packet, with offsets counted from the L3 header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offload {
+    /// How to cut it.
+    pub gso: Gso,
+    /// Payload bytes per segment; 0 unless `gso` is set.
+    pub gso_size: u16,
+    /// The first segment alone carries CWR (`VIRTIO_NET_HDR_GSO_ECN`).
+    pub ecn: bool,
+    /// Set: the transport checksum is still to be completed.
+    pub partial: Option<PartialChecksum>,
+    /// Somebody we trust has checked the transport checksum (`VIRTIO_NET_HDR_F_DATA_VALID`).
+    pub valid: bool,
+}
 
 /// Reads a header whose frame has `network` bytes in front of its L3 header.
 ///

@@ -188,6 +188,9 @@ impl Forwarder {
         for _ in 0..ERRORS {
             let Some(Some(port)) = self.ports.get_mut(ingress.index()) else { return };
             let Some(error) = port.queue.take_error() else { return };
+            if error.offender.is_some_and(|offender| !icmp::is_on_underlay(offender, tables)) {
+                continue;
+            }
             let mut packet = self.pool.take();
             let TunnelError { kind, code, mtu, .. } = error;
             let outcome = icmp::relay(&error.quote, kind, code, mtu, &mut packet, tables, &mut self.limiter, now);

@@ -282,9 +282,9 @@ fn a_dropped_packet_and_the_error_about_it_are_two() {
 #[test]
 fn an_error_that_reaches_nobody_is_dropped_itself() {
     let mut node = Node::new();
-    // The host asks for somebody who isn't there, from an address that leads to nobody.
-    node.receive(PortId::HOST, Packet::copy_of(&Ip { ttl: 1, ..Ip::new(NOBODY, A_IP) }.with(&[0; 40]), 0));
-    assert_eq!(node.drops(), [(DropReason::TtlExpired, 1), (DropReason::UndeliverableError, 1)]);
+    // The host sends from an address that is not this node's, and leads to nobody.
+    node.receive(PortId::HOST, Packet::copy_of(&Ip::new(NOBODY, REMOTE).with(&[0; 40]), 0));
+    assert_eq!(node.drops(), [(DropReason::ForeignSource, 1), (DropReason::UndeliverableError, 1)]);
     node.check_books();
 }
 
@@ -358,6 +358,17 @@ fn a_drop_is_recorded_with_its_headers() {
 }
 
 #[test]
+fn the_record_of_a_strangers_packet_names_the_stranger() {
+    let mut node = Node::new();
+    let stranger = Ipv4Addr::new(172, 31, 0, 9);
+    node.receive(PortId::TUNNEL, tunnelled(stranger, &Ip::new(REMOTE, A_IP).with(&[9; 100])));
+    let record = node.stats.last_drops.pop().expect("recorded");
+    assert_eq!((record.reason, record.length), (DropReason::UnknownPeer, 140));
+    let ip = &record.header[record.network.into()..record.captured.into()];
+    assert_eq!((&ip[12..16], &ip[16..20]), (&stranger.octets()[..], &NODE.octets()[..]));
+}
+
+#[test]
 fn what_the_underlay_says_reaches_the_sender_and_the_control_side() {
     let mut node = Node::new();
     let inner = Ip::new(A_IP, REMOTE).with(&[0; 1400]);
@@ -371,6 +382,28 @@ fn what_the_underlay_says_reaches_the_sender_and_the_control_side() {
     assert_eq!((icmp[0], icmp[1], u16::from_be_bytes([icmp[6], icmp[7]])), (3, 4, 1380));
     let Ok(Event::TunnelError(told)) = node.events.try_recv() else { panic!("the control side is told nothing") };
     assert_eq!(told, error);
+    node.check_books();
+}
+
+#[test]
+fn what_a_pod_says_about_the_underlay_is_not_believed() {
+    let mut node = Node::new();
+    let inner = Ip::new(A_IP, REMOTE).with(&[0; 1400]);
+    let quote = Ip { protocol: 4, ..Ip::new(NODE, PEER) }.with(&inner)[..100].to_vec();
+    for pod in [B_IP, REMOTE] {
+        let offender = Some(pod.into());
+        node.far(PortId::TUNNEL).report(TunnelError {
+            peer: PEER,
+            kind: 3,
+            code: 4,
+            mtu: 600,
+            offender,
+            quote: quote.clone(),
+        });
+    }
+    node.visit(PortId::TUNNEL);
+    assert_eq!(node.sent(A).len(), 0);
+    assert!(node.events.try_recv().is_err(), "the control side is told");
     node.check_books();
 }
 

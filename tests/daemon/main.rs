@@ -8,5 +8,6 @@ mod node;
 mod attach;
 mod config;
 mod crash;
+mod hostile;
 mod lifecycle;
 mod peers;

@@ -60,9 +60,9 @@ fn the_kernels_ipip_and_tapir_carry_full_size_packets_both_ways() {
         kernel.check(&format!("ping -n -c 2 -i 0.1 -W 2 -M dont -s 4000 {}", lab.v4(pod)));
     }
     // TCP with its large segments, cut by tapir one way, joined by it the other.
-    let mut server = Background::start(lab.at("n1-p1", "iperf3").args(["--server", "--forceflush"]));
-    server.wait_for("Server listening", Duration::from_secs(5));
     for direction in ["", "-R"] {
+        let mut server = Background::start(lab.at("n1-p1", "iperf3").args(["-s", "--one-off", "--forceflush"]));
+        server.wait_for("Server listening", Duration::from_secs(5));
         kernel.check(&format!("iperf3 -c {} -n 8M -C cubic {direction}", lab.v4("n1-p1")));
     }
     // The node's probes are answered by any kernel, so the peer is seen to be up.

@@ -10,6 +10,7 @@ mod node;
 mod packets;
 
 mod hdr_len_is_a_hint;
+mod icmp_errors_are_taken_from_anybody;
 mod path_mtu_is_ours_to_keep;
 mod pending_error_fails_an_innocent_send;
 mod persist_off_removes_the_device_elsewhere;

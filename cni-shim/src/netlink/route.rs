@@ -110,6 +110,29 @@ impl Netlink {
     /// # Errors
     /// [`NetlinkError`].
     pub fn routes(&mut self, filter: RouteFilter) -> Result<Vec<Route>, NetlinkError> {
+        let found = self.main_table(filter)?.into_iter().filter_map(decode);
+        Ok(found
+            .filter(|route| {
+                route.table == MAIN_TABLE
+                    && filter.oif.is_none_or(|oif| oif == route.oif)
+                    && filter.protocol.is_none_or(|protocol| protocol == route.protocol)
+            })
+            .collect())
+    }
+
+    /// What the main table silently drops, both families: destination and protocol of each blackhole route.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub fn blackholes(&mut self) -> Result<Vec<(IpNet, u8)>, NetlinkError> {
+        let found = self.main_table(RouteFilter::default())?;
+        let blackholes = found.iter().filter(|message| {
+            message.header.kind == RouteType::BlackHole && u32::from(message.header.table) == MAIN_TABLE
+        });
+        Ok(blackholes.filter_map(|message| Some((destination(message)?, message.header.protocol.into()))).collect())
+    }
+
+    fn main_table(&mut self, filter: RouteFilter) -> Result<Vec<RouteMessage>, NetlinkError> {
         let mut routes = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RouteMessage::default();
@@ -117,16 +140,11 @@ impl Netlink {
             message.header.table = MAIN_TABLE as u8;
             message.header.protocol = RouteProtocol::from(filter.protocol.unwrap_or(0));
             message.attributes.extend(filter.oif.map(RouteAttribute::Oif));
-            let found: Vec<RouteMessage> = match self.dump(RTM_GETROUTE, &message, || "list the routes".into()) {
+            match self.dump::<RouteMessage>(RTM_GETROUTE, &message, || "list the routes".into()) {
                 // The main table of a family is made with its first route.
-                Err(error) if error.is_missing() => continue,
-                found => found?,
-            };
-            routes.extend(found.into_iter().filter_map(decode).filter(|route| {
-                route.table == MAIN_TABLE
-                    && filter.oif.is_none_or(|oif| oif == route.oif)
-                    && filter.protocol.is_none_or(|protocol| protocol == route.protocol)
-            }));
+                Err(error) if error.is_missing() => {}
+                found => routes.extend(found?),
+            }
         }
         Ok(routes)
     }
@@ -168,25 +186,20 @@ fn decode(message: RouteMessage) -> Option<Route> {
     if header.kind != RouteType::Unicast {
         return None;
     }
-    let mut destination = match header.address_family {
-        AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        _ => return None,
-    };
+    let prefix = destination(&message)?;
     let (mut oif, mut gateway, mut source, mut metric, mut table) = (None, None, None, 0, u32::from(header.table));
-    for attribute in message.attributes {
+    for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(address) => destination = ip(&address)?,
-            RouteAttribute::Gateway(address) => gateway = ip(&address),
-            RouteAttribute::PrefSource(address) => source = ip(&address),
-            RouteAttribute::Oif(index) => oif = Some(index),
-            RouteAttribute::Priority(priority) => metric = priority,
-            RouteAttribute::Table(number) => table = number,
+            RouteAttribute::Gateway(address) => gateway = ip(address),
+            RouteAttribute::PrefSource(address) => source = ip(address),
+            RouteAttribute::Oif(index) => oif = Some(*index),
+            RouteAttribute::Priority(priority) => metric = *priority,
+            RouteAttribute::Table(number) => table = *number,
             _ => {}
         }
     }
     Some(Route {
-        prefix: IpNet::new(destination, header.destination_prefix_length).ok()?,
+        prefix,
         oif: oif?,
         gateway,
         scope: header.scope.into(),
@@ -195,6 +208,21 @@ fn decode(message: RouteMessage) -> Option<Route> {
         metric,
         table,
     })
+}
+
+/// The destination of an IPv4 or IPv6 route; a default route says none.
+fn destination(message: &RouteMessage) -> Option<IpNet> {
+    let given = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(address) => Some(address),
+        _ => None,
+    });
+    let address = match (given, message.header.address_family) {
+        (Some(address), _) => ip(address)?,
+        (None, AddressFamily::Inet) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        (None, AddressFamily::Inet6) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        (None, _) => return None,
+    };
+    IpNet::new(address, message.header.destination_prefix_length).ok()
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {

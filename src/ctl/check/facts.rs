@@ -10,12 +10,13 @@ use std::process::{Command, Stdio};
 use ipnet::IpNet;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use tapir_cni::netlink::{Link, Netlink, NetlinkError, RouteFilter};
 use tapir_cni::protocol::Request;
 
-use super::netlink::{self, Address, Link, Route};
 use crate::api::types::Status;
 use crate::config::{Config, ConfigError};
 use crate::ctl::client::{Client, ClientError};
+use crate::host::{HostError, underlay};
 
 /// The largest file, or output of a tool, that is read.
 const MAX_TEXT: usize = 16 << 20;
@@ -44,6 +45,26 @@ pub enum Listing {
     Refused(String),
 }
 
+/// A route of the host's main table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Its destination.
+    pub prefix: IpNet,
+    /// Who made it (`/etc/iproute2/rt_protos`).
+    pub protocol: u8,
+    /// It drops.
+    pub blackhole: bool,
+}
+
+/// The interface to the other nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Underlay {
+    /// Its name.
+    pub interface: String,
+    /// In bytes of IP packet.
+    pub mtu: u32,
+}
+
 /// Everything that is known of the node.
 #[derive(Debug)]
 pub struct Facts {
@@ -56,11 +77,11 @@ pub struct Facts {
     /// The configuration; none when there is no file.
     pub config: Result<Option<Config>, ConfigError>,
     /// The interfaces.
-    pub links: Option<Vec<Link>>,
-    /// Their addresses.
-    pub addresses: Option<Vec<Address>>,
+    pub links: Result<Vec<Link>, NetlinkError>,
     /// The routes.
-    pub routes: Option<Vec<Route>>,
+    pub routes: Result<Vec<Route>, NetlinkError>,
+    /// The interface to the other nodes, as tapird finds it.
+    pub underlay: Result<Underlay, HostError>,
     /// IPv6 is there and not disabled.
     pub ipv6: bool,
     /// The module that all kernel tunnels over IPv4 share is loaded.
@@ -89,14 +110,15 @@ impl Facts {
     /// Looks at everything once.
     pub fn collect(places: &Places<'_>) -> Self {
         let cni_plugin = places.cni_bin_dir.join("tapir-cni");
+        let config = load(places.config);
         Self {
             tun: open_tun(),
             capabilities: fs::read_to_string("/proc/self/status").ok().and_then(|text| effective(&text)),
             config_path: places.config.to_path_buf(),
-            config: load(places.config),
-            links: netlink::links().ok(),
-            addresses: netlink::addresses().ok(),
-            routes: netlink::routes().ok(),
+            links: Netlink::open().and_then(|mut netlink| netlink.links()),
+            routes: routes(),
+            underlay: underlay(config.as_ref().ok().and_then(Option::as_ref)),
+            config,
             ipv6: sysctl("net/ipv6/conf/all/disable_ipv6").is_some_and(|value| value == "0"),
             tunnel4_loaded: Path::new("/sys/module/tunnel4").exists(),
             ip_forward: sysctl("net/ipv4/ip_forward").map(|value| value != "0"),
@@ -138,6 +160,21 @@ fn load(path: &Path) -> Result<Option<Config>, ConfigError> {
         Err(ConfigError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+fn routes() -> Result<Vec<Route>, NetlinkError> {
+    let mut netlink = Netlink::open()?;
+    let unicast = netlink.routes(RouteFilter::default())?.into_iter();
+    let unicast = unicast.map(|route| Route { prefix: route.prefix, protocol: route.protocol, blackhole: false });
+    let blackholes = netlink.blackholes()?.into_iter();
+    let blackholes = blackholes.map(|(prefix, protocol)| Route { prefix, protocol, blackhole: true });
+    Ok(unicast.chain(blackholes).collect())
+}
+
+fn underlay(config: Option<&Config>) -> Result<Underlay, HostError> {
+    let interface = config.map(|config| config.underlay.interface.as_str()).filter(|name| *name != "auto");
+    let found = underlay::detect(interface, config.and_then(|config| config.node.address))?;
+    Ok(Underlay { interface: found.interface, mtu: found.mtu })
 }
 
 fn sysctl(key: &str) -> Option<String> {

@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use ipnet::IpNet;
+use tapir_cni::netlink::{Link, NetlinkError};
 
 use super::Item;
 use super::cni::plugin_types;
-use super::netlink::{Link, Route};
+use super::facts::Route;
 
 /// BIRD's number in `/etc/iproute2/rt_protos`, by which Calico's routes to other nodes go.
 const BIRD: u8 = 12;
@@ -16,10 +17,11 @@ const FELIX: u8 = 80;
 const LISTED: usize = 4;
 
 /// Interfaces.
-pub fn links(links: Option<&[Link]>) -> Item {
+pub fn links(links: Result<&[Link], &NetlinkError>) -> Item {
     const NAME: &str = "leftover_links";
-    let Some(links) = links else {
-        return Item::warn(NAME, "not checked: the kernel does not list its interfaces", "run it on the node itself");
+    let links = match links {
+        Ok(links) => links,
+        Err(error) => return Item::unseen(NAME, error),
     };
     let theirs = |link: &&Link| match link.name.as_str() {
         "vxlan.calico" | "vxlan-v6.calico" | "flannel.1" | "flannel-v6.1" | "flannel.ipip" | "cni0" => true,
@@ -39,15 +41,14 @@ pub fn links(links: Option<&[Link]>) -> Item {
 }
 
 /// Routes that would catch traffic to pods: Calico's and flannel's own, and blackholes inside the pools.
-pub fn routes(routes: Option<&[Route]>, pools: &[IpNet]) -> Item {
+pub fn routes(routes: Result<&[Route], &NetlinkError>, pools: &[IpNet]) -> Item {
     const NAME: &str = "leftover_routes";
-    let Some(routes) = routes else {
-        return Item::warn(NAME, "not checked: the kernel does not list its routes", "run it on the node itself");
+    let routes = match routes {
+        Ok(routes) => routes,
+        Err(error) => return Item::unseen(NAME, error),
     };
     let overlaps = |prefix: &IpNet| pools.iter().any(|pool| pool.contains(prefix) || prefix.contains(pool));
-    let theirs = |route: &&Route| {
-        route.main && (matches!(route.protocol, BIRD | FELIX) || route.blackhole && overlaps(&route.prefix))
-    };
+    let theirs = |route: &&Route| matches!(route.protocol, BIRD | FELIX) || route.blackhole && overlaps(&route.prefix);
     let found: Vec<_> = routes.iter().filter(theirs).collect();
     let Some(first) = found.first() else {
         return Item::ok(NAME, "no route of BIRD or Felix, no blackhole in the pools");
@@ -92,37 +93,35 @@ mod tests {
     use crate::ctl::check::Outcome::{Ok as Fine, Warn};
 
     fn named(names: &[&str]) -> Vec<Link> {
-        let link = |name: &&str| Link { index: 1, name: (*name).into(), kind: String::new(), up: true, mtu: 1500 };
+        let link = |name: &&str| Link { name: (*name).into(), up: true, ..Link::default() };
         names.iter().map(link).collect()
     }
 
-    fn route(prefix: &str, protocol: u8, blackhole: bool, main: bool) -> Route {
-        Route { prefix: prefix.parse().expect("a prefix"), link: None, protocol, blackhole, metric: 0, main }
+    fn route(prefix: &str, protocol: u8, blackhole: bool) -> Route {
+        Route { prefix: prefix.parse().expect("a prefix"), protocol, blackhole }
     }
 
     #[test]
     fn interfaces_of_other_plugins_are_listed() {
-        assert_eq!(links(Some(&named(&["lo", "eth0", "tapir0", "docker0"]))).result, Fine);
-        let item = links(Some(&named(&["eth0", "cali1", "cali2", "cni0", "flannel.1", "tunl0"])));
+        assert_eq!(links(Ok(&named(&["lo", "eth0", "tapir0", "docker0"]))).result, Fine);
+        let item = links(Ok(&named(&["eth0", "cali1", "cali2", "cni0", "flannel.1", "tunl0"])));
         assert_eq!(item.result, Warn);
         assert_eq!(item.found, "of Calico or flannel: cali1, cali2, cni0, flannel.1 and 1 more");
         let mut idle = named(&["tunl0"]);
         idle[0].up = false;
-        assert_eq!(links(Some(&idle)).result, Fine);
-        assert_eq!(links(None).result, Warn);
+        assert_eq!(links(Ok(&idle)).result, Fine);
     }
 
     #[test]
     fn routes_that_would_catch_pod_traffic_are_listed() {
         let pools = ["10.244.0.0/16".parse().expect("a prefix")];
-        let judged = |found: &[Route]| routes(Some(found), &pools);
-        assert_eq!(judged(&[route("0.0.0.0/0", 16, false, true), route("192.0.2.0/24", 4, true, true)]).result, Fine);
-        assert_eq!(judged(&[route("10.244.1.0/24", 12, false, false)]).result, Fine);
-        let item = judged(&[route("10.244.1.0/26", 12, false, true), route("10.244.2.0/26", 12, true, true)]);
+        let judged = |found: &[Route]| routes(Ok(found), &pools);
+        assert_eq!(judged(&[route("0.0.0.0/0", 16, false), route("192.0.2.0/24", 4, true)]).result, Fine);
+        let item = judged(&[route("10.244.1.0/26", 12, false), route("10.244.2.0/26", 12, true)]);
         assert_eq!((item.result, item.found.as_str()), (Warn, "10.244.1.0/26, blackhole 10.244.2.0/26"));
-        assert_eq!(judged(&[route("192.168.5.0/26", 80, false, true)]).result, Warn);
-        assert!(judged(&[route("10.244.3.0/24", 4, true, true)]).fix.contains("blackhole 10.244.3.0/24"));
-        assert_eq!(judged(&[route("10.0.0.0/8", 4, true, true)]).result, Warn);
+        assert_eq!(judged(&[route("192.168.5.0/26", 80, false)]).result, Warn);
+        assert!(judged(&[route("10.244.3.0/24", 4, true)]).fix.contains("blackhole 10.244.3.0/24"));
+        assert_eq!(judged(&[route("10.0.0.0/8", 4, true)]).result, Warn);
     }
 
     #[test]

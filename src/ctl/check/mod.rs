@@ -8,7 +8,6 @@ mod cni;
 mod facts;
 mod firewall;
 mod leftover;
-mod netlink;
 mod node;
 mod tunnel;
 
@@ -66,6 +65,11 @@ impl Item {
         Self { name, result: Outcome::Fail, found: found.into(), fix: fix.into() }
     }
 
+    /// It could not be examined, which is not to say that it is good.
+    fn unseen(name: &'static str, error: &impl std::fmt::Display) -> Self {
+        Self::warn(name, format!("not checked: {error}"), "run it on the node itself, as root")
+    }
+
     /// Pods will have no network.
     pub fn failed(&self) -> bool {
         self.result == Outcome::Fail
@@ -79,7 +83,7 @@ pub fn examine(facts: &Facts) -> Vec<Item> {
         node::tun(facts.tun),
         node::privileges(facts.capabilities),
         node::config(&facts.config_path, &facts.config),
-        tunnel::underlay(facts.config(), links, facts.addresses.as_deref(), facts.routes.as_deref()),
+        tunnel::underlay(facts.config(), facts.underlay.as_ref(), links),
         node::ipv6(facts.ipv6, facts.config()),
         tunnel::foreign_handler(links, facts.tunnel4_loaded),
         firewall::input(&facts.nft, &facts.iptables),

@@ -1,28 +1,27 @@
-//! The fuzz targets: what comes from outside as bytes, and what must hold whatever the bytes are.
+//! Packets: from pods, from the tunnel, and quoted by the underlay's ICMP.
 //!
-//! `cargo fuzz` runs them under libFuzzer (`bin/`); `tests/fuzz_replay.rs` runs the same functions on the corpus and on
-//! mutations of it under `cargo test`. A target panics when something does not hold.
-//!
-//! The inputs of `frame` and `tunnel` start with a byte of switches, so that mutations get past checksums:
+//! Inputs start with a byte of switches, so that mutations get past checksums:
 //!
 //! ```text
 //!  frame:   | switches | virtio header (10) | Ethernet frame from pod `web` ... |
 //!  tunnel:  | switches | length (2) | outer IPv4 packet ... | length (2) | outer IPv4 packet ... |
+//!  quote:   | ICMP type | ICMP code | next-hop MTU (4) | what was quoted, from the outer header on ... |
 //! ```
 
-use std::io::Cursor;
+use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
+use tapir::api::drops::History;
 use tapir::drop_reason::DropReason;
 use tapir::forward::icmp::{self, Limiter, Outcome};
 use tapir::forward::{self, Verdict};
 use tapir::gso;
 use tapir::packet::{Gso, Packet, Pool};
+use tapir::stats::{DROP_HEADER, DropRecord, WorkerStats};
 use tapir::table::{Adjacency, Fib, GATEWAY_MAC, GATEWAY_V6, Mac, Path, Peer, Port, PortId, PortKind, Rewrite, Tables};
 use tapir::wire::virtio_net;
-use tapir_cni::protocol::{Reply, Request, encode, read_message};
 
 /// Switch: make the checksums of the IPv4 headers right before the packet is looked at.
 const REPAIR: u8 = 1;
@@ -105,18 +104,16 @@ pub fn tunnel(data: &[u8]) {
     check_coalescing(carried);
 }
 
-/// What a client writes to the daemon's socket, and what a daemon answers.
-pub fn socket(data: &[u8]) {
-    let mut stream = Cursor::new(data);
-    while let Ok(request) = read_message::<Request>(&mut stream) {
-        let again = encode(&request).expect("what fitted once fits again");
-        let reread = read_message::<Request>(&mut Cursor::new(again)).expect("what we write we read");
-        assert_eq!(request, reread);
-    }
-    let mut stream = Cursor::new(data);
-    while let Ok(reply) = read_message::<Reply>(&mut stream) {
-        let again = encode(&reply).expect("what fitted once fits again");
-        read_message::<Reply>(&mut Cursor::new(again)).expect("what we write we read");
+/// What the underlay says about a packet that the tunnel sent: anybody on the way can forge it.
+pub fn quote(data: &[u8]) {
+    let Some((&[kind, code, a, b, c, d], quote)) = data.split_first_chunk::<6>() else { return };
+    let mtu = u32::from_be_bytes([a, b, c, d]);
+    let tables = tables();
+    let mut packet = Packet::new();
+    let mut limiter = Limiter::default();
+    let now = Duration::from_secs(1);
+    if icmp::relay(quote, kind, code, mtu, &mut packet, &tables, &mut limiter, now) == Outcome::Built {
+        check_error(packet, &tables);
     }
 }
 
@@ -229,18 +226,47 @@ fn check_drop(before: &[u8], mut packet: Packet, reason: DropReason, tables: &Ta
     let network = packet.network();
     let unchanged = before.starts_with(network) || differs_in_tos_only(before, network);
     assert!(unchanged || reason == DropReason::MalformedTunnel, "{reason:?} changed the packet");
-    let sender = (!network.is_empty()).then(|| network.to_vec());
+    describe(&packet, reason);
+    let network = packet.network().to_vec();
     let mut limiter = Limiter::default();
-    if icmp::answer(&mut packet, reason, tables, &mut limiter, Duration::from_secs(1)) != Outcome::Built {
-        return;
+    if icmp::answer(&mut packet, reason, tables, &mut limiter, Duration::from_secs(1)) == Outcome::Built {
+        assert_eq!(destination(packet.network()), source(&network), "an error goes to the sender");
+        check_error(packet, tables);
     }
-    let sender = source(&sender.expect("an error is about a packet"));
-    assert_eq!(destination(packet.network()), sender, "an error goes to the sender");
-    let limit = if sender.is_ipv4() { 576 } else { 1280 };
-    assert!(packet.network().len() <= limit, "an error of {} bytes", packet.network().len());
+}
+
+/// An error of ours is short, and leaves like any other packet.
+fn check_error(mut packet: Packet, tables: &Tables) {
+    let network = packet.network();
+    let limit = if network[0] >> 4 == 4 { 576 } else { 1280 };
+    assert!(network.len() <= limit, "an error of {} bytes", network.len());
     if let Ok(verdict) = forward::originate(&mut packet, tables) {
         check_egress(&packet, verdict);
     }
+}
+
+/// `tapirctl drops` can say something about it.
+fn describe(packet: &Packet, reason: DropReason) {
+    thread_local! {
+        static DROPS: RefCell<(History, WorkerStats)> = RefCell::default();
+    }
+    let bytes = packet.bytes();
+    let captured = bytes.len().min(DROP_HEADER);
+    let mut header = [0; DROP_HEADER];
+    header[..captured].copy_from_slice(&bytes[..captured]);
+    let record = DropRecord {
+        time: SystemTime::UNIX_EPOCH,
+        reason,
+        port: WEB,
+        length: u32::try_from(packet.network().len()).expect("a packet is short"),
+        network: u8::try_from(packet.link().len()).expect("link headers are short"),
+        captured: u8::try_from(captured).expect("96 at most"),
+        header,
+    };
+    DROPS.with_borrow_mut(|(history, stats)| {
+        stats.last_drops.force_push(record);
+        history.take(stats, |port| port.to_string());
+    });
 }
 
 /// Decapsulation may have marked the traffic class: that and the IPv4 header checksum aside, `after` is the beginning of
