@@ -278,7 +278,8 @@ impl Daemon {
                     return;
                 };
                 let endpoint = attachment.endpoint();
-                tracing::warn!(endpoint = endpoint.name(), container = endpoint.id.container_id, %error, "a pod's interface is gone");
+                let (name, container) = (endpoint.name(), &endpoint.id.container_id);
+                tracing::warn!(endpoint = name, container, %error, "a pod's interface is gone");
                 attachment.stage = Stage::Detached { cause: format!("its interface is gone: {error}"), trying: false };
                 self.apply(Event::Detached(endpoint.id));
             }

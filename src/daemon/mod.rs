@@ -42,13 +42,13 @@ use std::time::Duration;
 
 use tapir_cni::protocol::{AttachmentId, Refusal};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::api::drops::History;
 use crate::api::http;
 use crate::cni::{Server, ServerError};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Place};
 use crate::control::ipam::Ipam;
 use crate::control::{Desired, Event, compile};
 use crate::host::{HostError, clock};
@@ -74,11 +74,11 @@ const TICK: Duration = Duration::from_secs(1);
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// The config contradicts what the node is like.
-    #[error("{path}: {message}", path = path.display())]
+    #[error("{place}: {message}")]
     Config {
-        /// The file.
-        path: PathBuf,
-        /// Key, and what is wrong with it.
+        /// Where.
+        place: Place,
+        /// What is wrong there.
         message: String,
     },
     /// The config can't be read.
@@ -289,9 +289,7 @@ impl Daemon {
     /// Writes the state if it has changed, and does what waited for that.
     async fn commit(&mut self) {
         if self.dirty {
-            let (store, state) = (self.store.clone(), self.state());
-            let saved = tokio::task::spawn_blocking(move || store.save(&state)).await;
-            match saved.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
+            match self.save().await {
                 Ok(()) => {
                     self.dirty = false;
                     self.saved = clock::now();
@@ -303,6 +301,17 @@ impl Daemon {
         for Deferred { done, answer, .. } in std::mem::take(&mut self.deferred) {
             done.succeed(answer);
         }
+    }
+
+    /// Writes the state, on a thread of its own: those of jobs may all be busy.
+    async fn save(&self) -> Result<(), StoreError> {
+        let (store, state) = (self.store.clone(), self.state());
+        let (to, saved) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("store".into());
+        let failed =
+            |source| StoreError::Io { action: "start a thread for", path: self.config.node.state_dir.clone(), source };
+        thread.spawn(move || to.send(store.save(&state))).map_err(failed)?;
+        saved.await.map_err(|_| failed(io::Error::other("the thread died")))?
     }
 
     /// The state could not be written: what was to be promised is refused, and taken back where it can be.

@@ -116,7 +116,7 @@ fn a_restart_with_other_ranges_leaves_pods_their_addresses() {
     assert!(log.contains("network.node_cidrs: 10.244.0.2 would be this node's own, and default/tapir-pod"), "{log}");
     node.network = "[network]\nnode_cidrs = [\"10.244.7.0/24\"]\n".into();
     node.restart();
-    assert!(node.log().contains("an address is in none of network.node_cidrs any more"));
+    assert!(node.log().contains("an address is in none of network.node_cidrs"));
     assert_eq!(node.endpoints()[0].addresses, addresses);
     assert!(node.namespace.pings(addresses[0]));
     node.del(&pod.id).unwrap();
