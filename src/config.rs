@@ -189,6 +189,14 @@ pub struct Place {
     pub key: String,
 }
 
+impl Place {
+    /// The place of `key` in the file at `path`, as that is at this moment.
+    pub fn find(path: &Path, key: &str) -> Self {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        Self { path: path.into(), line: outline::Outline::of(&text).line_of(key), key: key.into() }
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.path.display())?;

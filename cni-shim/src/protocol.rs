@@ -128,7 +128,11 @@ pub enum Request {
         valid: Vec<AttachmentId>,
     },
     /// Could an ADD succeed?
-    Ready,
+    Ready {
+        /// Of a pod whose addresses another IPAM plugin chooses.
+        #[serde(default)]
+        delegated: bool,
+    },
     /// `tapirctl status`.
     Status,
     /// `tapirctl endpoints`.

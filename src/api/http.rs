@@ -38,7 +38,7 @@ const INDEX: &str = "<!doctype html><title>tapird</title><h1>tapird</h1><ul>\
 pub enum Query {
     /// Everything that is exported.
     Metrics(oneshot::Sender<Snapshot>),
-    /// What is wrong, in words; nothing when the node is ready.
+    /// What is wrong with the node, in words. A pod that is detached doesn't make the node unready.
     Problems(oneshot::Sender<Vec<String>>),
 }
 

@@ -83,7 +83,7 @@ pub struct Endpoint {
     pub mtu: u16,
     /// The node it runs on.
     pub node: String,
-    /// `attached`, `pending` (an ADD is under way) or `detached` (its queue could not be opened).
+    /// `attached`, `pending` (an ADD is under way), `detached` (it has no open queue) or `removing`.
     pub state: String,
     /// The port's number, as in `drops`.
     pub port: u32,

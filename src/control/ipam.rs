@@ -297,10 +297,9 @@ pub fn own_addresses(ranges: &[IpNet]) -> Vec<IpAddr> {
     [false, true].into_iter().filter_map(first_of).map(|span| address(span.ipv6, span.first)).collect()
 }
 
-/// How many addresses pods can have in a range, as a floating-point number: a /64 has more than fit into 64 bits.
+/// How many addresses there are in a range, as a floating-point number: a /64 has more than fit into 64 bits.
 pub fn size(net: IpNet) -> f64 {
-    let span = usable(net);
-    (span.last - span.first) as f64 + 1.0
+    2f64.powi(i32::from(net.max_prefix_len() - net.prefix_len()))
 }
 
 /// A time of freeing that lies ahead is another clock's: it never counts as cooled before its full time.

@@ -33,7 +33,7 @@ impl Daemon {
     /// Answers HTTP.
     pub(super) fn inform(&mut self, query: Query) {
         match query {
-            Query::Problems(to) => drop(to.send(self.all_problems())),
+            Query::Problems(to) => drop(to.send(self.problems.values().flatten().cloned().collect())),
             Query::Metrics(to) => {
                 let snapshot = Snapshot {
                     status: self.status(),
@@ -60,7 +60,7 @@ impl Daemon {
         });
     }
 
-    /// Everything that is wrong, in words.
+    /// Everything that is wrong, in words, with the node and with single pods.
     fn all_problems(&self) -> Vec<String> {
         let detached = self.attachments.values().filter_map(|attachment| match &attachment.stage {
             Stage::Detached { cause, .. } => Some(format!("{} is detached: {cause}", attachment.endpoint().name())),

@@ -34,6 +34,8 @@ pub(super) struct Clocked {
     watching: bool,
     reconcile: Duration,
     reconciling: bool,
+    /// The host was found to have no IPv6, and it was said.
+    warned: bool,
     retry: Duration,
 }
 
@@ -152,16 +154,7 @@ impl Daemon {
     ) {
         match underlay {
             Ok(underlay) => {
-                let (known, found) = (self.desired.underlay().mtu, underlay.mtu);
-                if known != found {
-                    tracing::info!(
-                        interface = underlay.interface,
-                        from = known,
-                        to = found,
-                        "the underlay's MTU changed"
-                    );
-                }
-                self.apply(Event::Underlay(underlay));
+                self.follow(underlay);
                 self.note("underlay", self.mtu_problem());
             }
             Err(error) => self.note("underlay", vec![error.to_string()]),
@@ -170,7 +163,7 @@ impl Daemon {
             Ok((queue, problems)) => {
                 let opened = queue.map_or(Ok(()), |queue| self.open_host(queue));
                 let failure = opened.err().map(|error| error.to_string());
-                problems.iter().map(HostError::to_string).chain(failure).collect()
+                self.told(&problems).into_iter().chain(failure).collect()
             }
             Err(error) => vec![error.to_string()],
         };
@@ -178,6 +171,32 @@ impl Daemon {
         if !self.links.tunnel {
             self.reopen_tunnel();
         }
+    }
+
+    /// Takes the underlay as it is. The tunnel's sockets know the MTU, and are opened again when it changes.
+    fn follow(&mut self, underlay: Underlay) {
+        let (before, after) = (self.desired.underlay().mtu, underlay.mtu);
+        let interface = underlay.interface.clone();
+        self.apply(Event::Underlay(underlay));
+        if before == after {
+            return;
+        }
+        tracing::info!(interface, before, after, "the underlay's MTU changed");
+        match self.worker.remove_port(PortId::TUNNEL) {
+            Ok(()) => self.links.tunnel = false,
+            Err(error) => tracing::error!(%error, "can't take the tunnel from the worker"),
+        }
+    }
+
+    /// What to tell of the problems with `tapir0`. A host without IPv6 is warned of once: it may be meant so.
+    pub(super) fn told(&mut self, problems: &[HostError]) -> Vec<String> {
+        let (without_ipv6, others): (Vec<&HostError>, Vec<&HostError>) =
+            problems.iter().partition(|problem| matches!(problem, HostError::NoIpv6 { .. }));
+        for warning in without_ipv6.iter().filter(|_| !self.clocked.warned) {
+            tracing::warn!("{warning}");
+        }
+        self.clocked.warned = !without_ipv6.is_empty();
+        others.into_iter().map(HostError::to_string).collect()
     }
 
     fn mtu_problem(&self) -> Vec<String> {
@@ -259,7 +278,8 @@ impl Daemon {
                     return;
                 };
                 let endpoint = attachment.endpoint();
-                tracing::warn!(endpoint = endpoint.name(), container = endpoint.id.container_id, %error, "a pod's interface is gone");
+                let (name, container) = (endpoint.name(), &endpoint.id.container_id);
+                tracing::warn!(endpoint = name, container, %error, "a pod's interface is gone");
                 attachment.stage = Stage::Detached { cause: format!("its interface is gone: {error}"), trying: false };
                 self.apply(Event::Detached(endpoint.id));
             }

@@ -33,7 +33,7 @@ impl Daemon {
             Request::Del(del) => self.del(&del.id, done),
             Request::Check { id, addresses, mac } => done.answer(self.check(&id, &addresses, &mac)),
             Request::Gc { valid } => self.gc(&valid, done),
-            Request::Ready => done.answer(self.could_add()),
+            Request::Ready { delegated } => done.answer(self.could_add(delegated)),
             Request::Status => done.answer(Ok(self.status())),
             Request::Endpoints => done.answer(Ok(self.endpoints())),
             Request::Routes { prefix, fib: false } => done.answer(Ok(routes::known(&self.desired, prefix))),

@@ -42,13 +42,13 @@ use std::time::Duration;
 
 use tapir_cni::protocol::{AttachmentId, Refusal};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::api::drops::History;
 use crate::api::http;
 use crate::cni::{Server, ServerError};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Place};
 use crate::control::ipam::Ipam;
 use crate::control::{Desired, Event, compile};
 use crate::host::{HostError, clock};
@@ -74,11 +74,11 @@ const TICK: Duration = Duration::from_secs(1);
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// The config contradicts what the node is like.
-    #[error("{path}: {message}", path = path.display())]
+    #[error("{place}: {message}")]
     Config {
-        /// The file.
-        path: PathBuf,
-        /// Key, and what is wrong with it.
+        /// Where.
+        place: Place,
+        /// What is wrong there.
         message: String,
     },
     /// The config can't be read.
@@ -109,6 +109,9 @@ pub enum DaemonError {
         /// Why not.
         source: PortError,
     },
+    /// The worker's thread has ended by itself.
+    #[error("the worker has ended, see above; start tapird again: the pods are as they were")]
+    Worker,
     /// Another daemon forwards for this host.
     #[error("another tapird has tapir0 open; one network namespace takes one daemon")]
     Held,
@@ -136,7 +139,7 @@ pub enum PortError {
 /// Runs the daemon until it is told to end (SIGTERM, SIGINT). Pods, `tapir0` and routes stay as they are then.
 ///
 /// # Errors
-/// [`DaemonError`] when it can't start.
+/// [`DaemonError`] when it can't start, or not go on.
 pub fn run(path: &Path, config: Config) -> Result<(), DaemonError> {
     raise_descriptor_limit();
     let system = |action| move |source| DaemonError::System { action, source };
@@ -146,8 +149,7 @@ pub fn run(path: &Path, config: Config) -> Result<(), DaemonError> {
     runtime.block_on(async {
         let signals = Signals::listen().map_err(system("listen to signals"))?;
         let (daemon, inputs) = start::start(path, config, signals)?;
-        daemon.run(inputs).await;
-        Ok(())
+        daemon.run(inputs).await
     })
 }
 
@@ -223,7 +225,7 @@ impl Signals {
 }
 
 impl Daemon {
-    async fn run(mut self, inputs: Inputs) {
+    async fn run(mut self, inputs: Inputs) -> Result<(), DaemonError> {
         let Inputs { server, http: listener, mut failures, mut errors, mut signals } = inputs;
         let (to, mut messages) = mpsc::channel(BACKLOG);
         let server = tokio::spawn(async move { server.serve(to).await });
@@ -232,7 +234,7 @@ impl Daemon {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         notify(&[sd_notify::NotifyState::Ready]);
-        loop {
+        let end = loop {
             tokio::select! {
                 Some(message) = messages.recv() => {
                     self.take(message);
@@ -247,17 +249,21 @@ impl Daemon {
                         self.finish(outcome);
                     }
                 }
-                Some((port, error)) = failures.recv() => self.port_failed(port, &error),
+                failure = failures.recv() => match failure {
+                    Some((port, error)) => self.port_failed(port, &error),
+                    // The worker's end of it is gone, and with it the worker: nothing would be forwarded any more.
+                    None => break Err(DaemonError::Worker),
+                },
                 Some(error) = errors.recv() => self.heed(&error),
                 Some(query) = queries.recv() => self.inform(query),
                 () = self.prober.answered() => {}
                 _ = ticks.tick() => self.tick(),
                 _ = signals.hangup.recv() => self.reload(),
-                _ = signals.end.recv() => break,
-                _ = signals.interrupt.recv() => break,
+                _ = signals.end.recv() => break Ok(()),
+                _ = signals.interrupt.recv() => break Ok(()),
             }
             self.commit().await;
-        }
+        };
         tracing::info!("ending; pods, tapir0 and routes stay as they are");
         notify(&[sd_notify::NotifyState::Stopping]);
         server.abort();
@@ -265,6 +271,7 @@ impl Daemon {
             http.abort();
         }
         self.commit().await;
+        end
     }
 
     /// Makes the tables what they ought to be.
@@ -282,9 +289,7 @@ impl Daemon {
     /// Writes the state if it has changed, and does what waited for that.
     async fn commit(&mut self) {
         if self.dirty {
-            let (store, state) = (self.store.clone(), self.state());
-            let saved = tokio::task::spawn_blocking(move || store.save(&state)).await;
-            match saved.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
+            match self.save().await {
                 Ok(()) => {
                     self.dirty = false;
                     self.saved = clock::now();
@@ -296,6 +301,17 @@ impl Daemon {
         for Deferred { done, answer, .. } in std::mem::take(&mut self.deferred) {
             done.succeed(answer);
         }
+    }
+
+    /// Writes the state, on a thread of its own: those of jobs may all be busy.
+    async fn save(&self) -> Result<(), StoreError> {
+        let (store, state) = (self.store.clone(), self.state());
+        let (to, saved) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("store".into());
+        let failed =
+            |source| StoreError::Io { action: "start a thread for", path: self.config.node.state_dir.clone(), source };
+        thread.spawn(move || to.send(store.save(&state))).map_err(failed)?;
+        saved.await.map_err(|_| failed(io::Error::other("the thread died")))?
     }
 
     /// The state could not be written: what was to be promised is refused, and taken back where it can be.

@@ -6,8 +6,8 @@
 use std::net::IpAddr;
 
 use super::{Daemon, DaemonError};
-use crate::config::Config;
-use crate::control::{Event, MIN_MTU_V6, Topology, Underlay};
+use crate::config::{Config, Place};
+use crate::control::{Event, MIN_MTU_V6, OVERHEAD, Topology, Underlay};
 
 /// What the config says about the network.
 pub(super) fn topology(config: &Config) -> Topology {
@@ -24,25 +24,21 @@ pub(super) fn topology(config: &Config) -> Topology {
     }
 }
 
-/// What contradicts the underlay as it is: key and problem.
-pub(super) fn contradiction(config: &Config, underlay: &Underlay) -> Option<String> {
-    let address = underlay.address;
-    if let Some(pool) = config.network.pools.iter().find(|pool| pool.contains(&IpAddr::V4(address))) {
-        let interface = &underlay.interface;
-        return Some(format!("network.pools: {pool} holds {address}, this node's address on {interface}"));
+/// What contradicts the underlay as it is: the key, and why.
+pub(super) fn contradiction(config: &Config, underlay: &Underlay) -> Option<(String, String)> {
+    let Underlay { interface, address, mtu } = underlay;
+    if let Some(pool) = config.network.pools.iter().find(|pool| pool.contains(&IpAddr::V4(*address))) {
+        return Some(("network.pools".into(), format!("{pool} holds {address}, this node's address on {interface}")));
     }
-    if let Some(index) = config.peers.iter().position(|peer| peer.address == address) {
-        return Some(format!("peer[{index}].address: {address} is this node's own address on {}", underlay.interface));
+    if let Some(index) = config.peers.iter().position(|peer| peer.address == *address) {
+        let message = format!("{address} is this node's own address on {interface}");
+        return Some((format!("peer[{index}].address"), message));
     }
-    let room = underlay.mtu.saturating_sub(crate::control::OVERHEAD);
+    let room = mtu.saturating_sub(OVERHEAD);
     let pool = config.network.pools.iter().find(|pool| pool.addr().is_ipv6());
-    if let Some(pool) = pool.filter(|_| room < u32::from(MIN_MTU_V6)) {
-        let interface = &underlay.interface;
-        return Some(format!(
-            "network.pools: {pool} needs an MTU of {MIN_MTU_V6} in the tunnel, and {interface} has room for {room}"
-        ));
-    }
-    None
+    let pool = pool.filter(|_| room < u32::from(MIN_MTU_V6))?;
+    let message = format!("{pool} needs an MTU of {MIN_MTU_V6} in the tunnel, and {interface} has room for {room}");
+    Some(("network.pools".into(), message))
 }
 
 /// The keys in which the configs differ and may not.
@@ -78,30 +74,26 @@ impl Daemon {
 
     fn replace_config(&mut self) -> Result<(), DaemonError> {
         let config = Config::load(&self.path)?;
-        let refuse = |message| DaemonError::Config { path: self.path.clone(), message };
+        let refuse = |key: &str, message| DaemonError::Config { place: Place::find(&self.path, key), message };
         let fixed = fixed(&self.config, &config, self.desired.underlay());
-        if !fixed.is_empty() {
-            let keys = fixed.join(", ");
-            return Err(refuse(format!("{keys}: can't change while tapird runs; restart it")));
+        if let [first, others @ ..] = &fixed[..] {
+            let too = if others.is_empty() { String::new() } else { format!(" (nor can {})", others.join(", ")) };
+            return Err(refuse(first, format!("can't change while tapird runs{too}; restart it")));
         }
-        if let Some(message) = contradiction(&config, self.desired.underlay()) {
-            return Err(refuse(message));
+        if let Some((key, message)) = contradiction(&config, self.desired.underlay()) {
+            return Err(refuse(&key, message));
         }
         let records = || self.attachments.values().map(|attachment| &attachment.record);
         let bound = records().filter(|record| !record.delegated).flat_map(|record| record.addresses.iter().copied());
         let ipam = self.ipam.with_ranges(&config.network.node_cidrs, bound).map_err(|address| {
-            refuse(format!(
-                "network.node_cidrs: {} has {address}, which would no longer be its own",
-                self.owner(address)
-            ))
+            let owner = self.owner(address);
+            refuse("network.node_cidrs", format!("{owner} has {address}, which would no longer be its own"))
         })?;
-        for record in records() {
-            for address in &record.addresses {
-                let peer = config.peers.iter().find(|peer| peer.pods.iter().any(|range| range.contains(address)));
-                if let Some(peer) = peer {
-                    let owner = record.endpoint().name();
-                    return Err(refuse(format!("peer {}: its pods hold {address}, which {owner} has", peer.name)));
-                }
+        for (index, peer) in config.peers.iter().enumerate() {
+            let held = |address: &&IpAddr| peer.pods.iter().any(|range| range.contains(*address));
+            if let Some(&address) = records().flat_map(|record| &record.addresses).find(held) {
+                let owner = self.owner(address);
+                return Err(refuse(&format!("peer[{index}].pods"), format!("{owner} has {address}")));
             }
         }
         self.ipam = ipam;
@@ -133,23 +125,22 @@ mod tests {
 
     #[test]
     fn what_contradicts_the_underlay_is_named() {
+        let pools = |pool: &str| format!("[network]\npools = [\"{pool}\"]\n");
         let peer = "[[peer]]\nname = \"n2\"\naddress = \"172.31.0.1\"\npods = [\"10.244.1.0/24\"]\n";
-        for (text, mtu, message) in [
+        let small = "fd00::/48 needs an MTU of 1280 in the tunnel, and eth0 has room for 1279";
+        for (text, mtu, key, message) in [
             (
-                "[network]\npools = [\"172.16.0.0/12\"]\n",
+                pools("172.16.0.0/12"),
                 1500,
-                "network.pools: 172.16.0.0/12 holds 172.31.0.1, this node's address on eth0",
+                "network.pools",
+                "172.16.0.0/12 holds 172.31.0.1, this node's address on eth0",
             ),
-            (peer, 1500, "peer[0].address: 172.31.0.1 is this node's own address on eth0"),
-            (
-                "[network]\npools = [\"fd00::/48\"]\n",
-                1299,
-                "network.pools: fd00::/48 needs an MTU of 1280 in the tunnel, and eth0 has room for 1279",
-            ),
+            (peer.into(), 1500, "peer[0].address", "172.31.0.1 is this node's own address on eth0"),
+            (pools("fd00::/48"), 1299, "network.pools", small),
         ] {
-            assert_eq!(contradiction(&config(text), &underlay(mtu)).as_deref(), Some(message));
+            assert_eq!(contradiction(&config(&text), &underlay(mtu)), Some((key.into(), message.into())));
         }
-        assert_eq!(contradiction(&config("[network]\npools = [\"fd00::/48\"]\n"), &underlay(1300)), None);
+        assert_eq!(contradiction(&config(&pools("fd00::/48")), &underlay(1300)), None);
     }
 
     #[test]
@@ -157,7 +148,8 @@ mod tests {
         let old = config("");
         assert!(fixed(&old, &config("address = \"172.31.0.1\"\n"), &underlay(1500)).is_empty());
         let new = config(
-            "address = \"172.31.0.9\"\nhttp = \"\"\nsocket = \"/x\"\nstate_dir = \"/y\"\n[underlay]\ninterface = \"e\"\nbackend = \"raw\"\n",
+            "address = \"172.31.0.9\"\nhttp = \"\"\nsocket = \"/x\"\nstate_dir = \"/y\"\n\
+             [underlay]\ninterface = \"e\"\nbackend = \"raw\"\n",
         );
         assert_eq!(
             fixed(&old, &new, &underlay(1500)),

@@ -5,6 +5,7 @@
 //! packets flow again before anything slow happens.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::net::{IpAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,7 @@ use super::verbs::MAX_WANTED;
 use super::{BACKLOG, Daemon, DaemonError, Inputs, Links, Signals, del_queue, reload};
 use crate::api::drops::History;
 use crate::cni::{Server, ServerError};
-use crate::config::Config;
+use crate::config::{Config, Place};
 use crate::control::ipam::{Freed, Ipam};
 use crate::control::{Desired, Event};
 use crate::host::{HostError, clock, netns, pod, tapir0, underlay};
@@ -52,10 +53,10 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
     patiently(unheld, |error| matches!(error, DaemonError::Held))?;
     let boot = clock::boot_id().map_err(system("read the boot id"))?;
     let underlay = underlay::detect(config.underlay.interface(), config.node.address)?;
-    if let Some(message) = reload::contradiction(&config, &underlay) {
-        return Err(DaemonError::Config { path: path.into(), message });
+    if let Some((key, message)) = reload::contradiction(&config, &underlay) {
+        return Err(DaemonError::Config { place: Place::find(path, &key), message });
     }
-    tracing::info!(node = config.node.name, address = %underlay.address, interface = underlay.interface, mtu = underlay.mtu, "starting");
+    tracing::info!(node = config.node.name, ?underlay, "starting");
 
     let recovered = recover(&store, &boot, &config, started)?;
     let queued = read_queue(&config.node.socket);
@@ -93,7 +94,7 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
     for entry in queued.values() {
         Done::Entry(entry.clone()).succeed(serde_json::Value::Null);
     }
-    let http = daemon.config.node.http().map(listen).transpose()?;
+    let http = daemon.config.node.http().map(|address| patiently(|| listen(address), is_in_use)).transpose()?;
     let socket = &daemon.config.node.socket;
     let server = patiently(|| Server::bind(socket), |error| matches!(error, ServerError::InUse { .. }))?;
     let took = clock::now().saturating_sub(started);
@@ -113,6 +114,10 @@ fn patiently<T, E>(mut work: impl FnMut() -> Result<T, E>, in_the_way: impl Fn(&
             result => return result,
         }
     }
+}
+
+fn is_in_use(error: &DaemonError) -> bool {
+    matches!(error, DaemonError::Http { source, .. } if source.kind() == ErrorKind::AddrInUse)
 }
 
 fn unheld() -> Result<(), DaemonError> {
@@ -148,7 +153,8 @@ fn recover(store: &Store, boot: &str, config: &Config, now: Duration) -> Result<
         }
         Found::SetAside { path, damage } => {
             let folder = config.node.state_dir.display();
-            tracing::error!(%damage, kept = %path.display(), "the state in {folder} can't be read; rebuilding from the kernel");
+            let kept = path.display();
+            tracing::error!(%damage, %kept, "the state in {folder} can't be read; rebuilding from the kernel");
             Ok(rebuild(store.instance(), config))
         }
         Found::Nothing => Ok(rebuild(store.instance(), config)),
@@ -164,6 +170,7 @@ fn rebuild(instance: &str, config: &Config) -> Recovered {
     let elsewhere =
         |address: &IpAddr| config.peers.iter().any(|peer| peer.pods.iter().any(|range| range.contains(address)));
     for (port, found) in (PortId::FIRST_POD.0..).zip(pod::discover(instance)) {
+        let (container, path) = (&found.id.container_id, found.netns.path.display());
         let known = records.iter().any(|record| record.id == found.id);
         let mut addresses = found.addresses;
         addresses.truncate(if known { 0 } else { MAX_WANTED });
@@ -172,12 +179,12 @@ fn rebuild(instance: &str, config: &Config) -> Recovered {
             possible && ipam.assign_exactly(&[*address], true, Duration::ZERO).is_ok()
         });
         if addresses.is_empty() {
-            tracing::warn!(container = found.id.container_id, interface = found.id.interface, netns = %found.netns.path.display(), "left out: no id and address of its own");
+            tracing::warn!(container, interface = found.id.interface, %path, "left out: no id and address of its own");
             continue;
         }
         let owned = |address| config.network.node_cidrs.iter().any(|range| range.contains(address));
         let delegated = !addresses.iter().all(owned);
-        tracing::info!(container = found.id.container_id, netns = %found.netns.path.display(), ?addresses, "found again");
+        tracing::info!(container, %path, ?addresses, "found again");
         records.push(Record {
             id: found.id,
             pod: found.pod,
@@ -251,11 +258,12 @@ fn assign(config: &Config, settled: &Settled, freed: &[Freed], path: &Path) -> R
         for &address in &record.addresses {
             let owner = record.endpoint().name();
             if own.contains(&address) {
-                let message = format!("network.node_cidrs: {address} would be this node's own, and {owner} has it");
-                return Err(DaemonError::Config { path: path.into(), message });
+                let message = format!("{address} would be this node's own, and {owner} has it");
+                return Err(DaemonError::Config { place: Place::find(path, "network.node_cidrs"), message });
             }
             if !record.delegated && !config.network.node_cidrs.iter().any(|range| range.contains(&address)) {
-                tracing::warn!(%address, owner, "an address is in none of network.node_cidrs any more; other nodes may not find it");
+                let problem = "an address is in none of network.node_cidrs; other nodes may not find it";
+                tracing::warn!(%address, owner, "{problem}");
             }
             ipam.restore(address);
         }
@@ -298,11 +306,13 @@ impl Daemon {
         for (id, queues) in opened {
             if let Err(error) = self.connect(&id, queues) {
                 tracing::error!(%error, container = id.container_id, "a pod is cut off; trying again");
+                self.apply(Event::Detached(id));
             }
         }
         let queue = tapir0::open()?;
         let problems = tapir0::reconcile(&self.wanted_host())?;
-        self.note("tapir0", problems.iter().map(HostError::to_string).collect());
+        let problems = self.told(&problems);
+        self.note("tapir0", problems);
         self.open_host(queue).map_err(|source| DaemonError::Port { port: "tapir0", source })?;
         self.open_tunnel().map_err(|source| DaemonError::Port { port: "the tunnel", source })
     }

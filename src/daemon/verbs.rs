@@ -36,7 +36,7 @@ impl From<IpamError> for Refusal {
 
 fn from_host(error: &HostError) -> Refusal {
     let (code, details) = match error {
-        HostError::Namespace { .. } | HostError::OtherNamespace { .. } => {
+        HostError::Namespace { .. } | HostError::OtherNamespace { .. } | HostError::OwnNamespace { .. } => {
             (code::INVALID_ENVIRONMENT, "is the container gone, or CNI_NETNS wrong?")
         }
         HostError::Exists { .. } => (code::INVALID_ENVIRONMENT, "choose another CNI_IFNAME, or DEL first"),
@@ -299,8 +299,8 @@ impl Daemon {
         if same { Ok(()) } else { failed(format!("{what} should have the MAC {}", mac::format(record.mac))) }
     }
 
-    /// Whether an ADD could succeed.
-    pub(super) fn could_add(&self) -> Result<(), Refusal> {
+    /// Whether an ADD could succeed; an address is needed unless it is delegated.
+    pub(super) fn could_add(&self, delegated: bool) -> Result<(), Refusal> {
         if let Some(problem) = self.problems.get("store").and_then(|problems| problems.first()) {
             return Err(refusal(code::NOT_AVAILABLE, problem.clone(), ""));
         }
@@ -312,7 +312,8 @@ impl Daemon {
         if !(self.links.host && self.links.tunnel) {
             return Err(refusal(code::LIMITED_CONNECTIVITY, limits.join("; "), "see tapirctl status"));
         }
-        self.ipam.available(clock::now()).map_err(|error| refusal(code::NOT_AVAILABLE, error.to_string(), error.hint()))
+        let available = if delegated { Ok(()) } else { self.ipam.available(clock::now()) };
+        available.map_err(|error| refusal(code::NOT_AVAILABLE, error.to_string(), error.hint()))
     }
 }
 

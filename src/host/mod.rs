@@ -47,6 +47,12 @@ pub enum HostError {
         /// The path.
         path: PathBuf,
     },
+    /// The namespace is the daemon's own: the host's.
+    #[error("{path} is the host's own network namespace", path = path.display())]
+    OwnNamespace {
+        /// The path.
+        path: PathBuf,
+    },
     /// The pod has an interface of that name.
     #[error("{interface} exists already in {path}", path = path.display())]
     Exists {

@@ -21,6 +21,7 @@ use tapir_cni::protocol::{AttachmentId, PodRef};
 
 use super::{HostError, netns};
 use crate::control::Namespace;
+use crate::sys;
 use crate::sys::tap::{self, Layer};
 use crate::table::Mac;
 
@@ -80,9 +81,12 @@ fn read_mark(alias: &str, instance: &str) -> Option<(String, PodRef)> {
 /// Looks at a namespace before an interface is made in it.
 ///
 /// # Errors
-/// [`HostError`]: there is no such namespace, or an interface of that name in it.
+/// [`HostError`]: there is no such namespace, it is the host's, or it has an interface of that name.
 pub fn inspect(path: &std::path::Path, interface: &str) -> Result<Namespace, HostError> {
     let (fd, namespace) = netns::open(path)?;
+    if sys::netns::is_current(&fd).map_err(|source| HostError::Namespace { path: path.into(), source })? {
+        return Err(HostError::OwnNamespace { path: path.into() });
+    }
     match netns::run_in(&fd, path, || Ok(Netlink::open()?.link(interface)?))? {
         None => Ok(namespace),
         Some(_) => Err(HostError::Exists { interface: interface.into(), path: path.into() }),

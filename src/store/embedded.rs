@@ -44,7 +44,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// Another daemon holds the lock.
-    #[error("{path}: another tapird uses this folder{holder}; give each daemon its own node.state_dir", path = path.display())]
+    #[error("{}: another tapird uses this folder{holder}; give each daemon its own node.state_dir", path.display())]
     Locked {
         /// The folder.
         path: PathBuf,

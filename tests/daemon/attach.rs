@@ -63,12 +63,14 @@ fn an_add_that_makes_no_sense_changes_nothing() {
          [[peer]]\nname = \"node-2\"\naddress = \"172.31.0.2\"\npods = [\"10.244.1.0/24\"]\n",
     );
     let pod = Container::new();
+    let own = node.namespace.path();
     let ip = |text: &str| text.parse::<IpAddr>().unwrap();
     type Change = Box<dyn FnOnce(&mut tapir_cni::protocol::Add)>;
     let rows: Vec<(Change, u32, &str)> = vec![
         (Box::new(|add| add.netns = "/run/netns/nowhere".into()), 4, "network namespace /run/netns/nowhere"),
         (Box::new(|add| add.netns = "/etc/hostname".into()), 4, "network namespace /etc/hostname: not a namespace"),
         (Box::new(|add| add.netns = String::new()), 4, "CNI_NETNS"),
+        (Box::new(move |add| add.netns = own), 4, "/run/netns/tapir-node"),
         (Box::new(|add| add.id.container_id = "../x".into()), 4, "CNI_CONTAINERID"),
         (Box::new(|add| add.id.interface = "a/b".into()), 4, "CNI_IFNAME"),
         (Box::new(|add| add.id.interface = "lo".into()), 4, "lo exists already"),
@@ -95,13 +97,13 @@ fn an_add_that_makes_no_sense_changes_nothing() {
     assert!(node.endpoints().is_empty());
     assert_eq!(node.ipam().assignments.len(), 1, "the node's own");
 
-    node.ask(&Request::Ready).unwrap();
+    node.ask(&Request::Ready { delegated: false }).unwrap();
     pod.add(&node);
     let twice = pod.refused(&node, |add| add.id.interface = "eth0".into());
     assert_eq!(twice.code, code::ATTACHED_ALREADY);
     let full = Container::new().refused(&node, |_| {});
     assert_eq!((full.code, full.message.as_str()), (102, "no free IPv4 address in 10.244.0.0/30: all are in use"));
-    assert_eq!(node.ask(&Request::Ready).unwrap_err().code, code::NOT_AVAILABLE);
+    assert_eq!(node.ask(&Request::Ready { delegated: false }).unwrap_err().code, code::NOT_AVAILABLE);
     node.del(&pod.id).unwrap();
     let cooling = Container::new().refused(&node, |_| {});
     assert_eq!(cooling.code, code::TRY_AGAIN_LATER);
@@ -127,7 +129,8 @@ fn a_node_without_ranges_says_so() {
     let node = Node::start("");
     let refusal = Container::new().refused(&node, |_| {});
     assert_eq!((refusal.code, refusal.details.as_str()), (7, "set network.node_cidrs in tapird.toml"));
-    assert_eq!(node.ask(&Request::Ready).unwrap_err().code, code::NOT_AVAILABLE);
+    assert_eq!(node.ask(&Request::Ready { delegated: false }).unwrap_err().code, code::NOT_AVAILABLE);
+    node.ask(&Request::Ready { delegated: true }).expect("addresses come from elsewhere");
 }
 
 #[test]

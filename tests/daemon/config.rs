@@ -100,3 +100,42 @@ fn a_config_is_replaced_whole_or_not_at_all() {
     eventually("the old pool is not routed", || !node.namespace.ip("route show proto 116").contains("10.245.0.0/16"));
     assert!(node.namespace.pings(addresses[0]));
 }
+
+#[test]
+fn a_restart_with_other_ranges_leaves_pods_their_addresses() {
+    if !privileged() {
+        return;
+    }
+    let mut node = Node::start("[network]\nnode_cidrs = [\"10.244.0.0/24\"]\n");
+    let pod = Container::new();
+    let addresses = pod.add(&node);
+    node.kill();
+    node.network = "[network]\nnode_cidrs = [\"10.244.0.2/31\"]\n".into();
+    let (status, log) = fails_to_start(&node);
+    assert_eq!(status.code(), Some(2));
+    assert!(log.contains("network.node_cidrs: 10.244.0.2 would be this node's own, and default/tapir-pod"), "{log}");
+    node.network = "[network]\nnode_cidrs = [\"10.244.7.0/24\"]\n".into();
+    node.restart();
+    assert!(node.log().contains("an address is in none of network.node_cidrs"));
+    assert_eq!(node.endpoints()[0].addresses, addresses);
+    assert!(node.namespace.pings(addresses[0]));
+    node.del(&pod.id).unwrap();
+    assert_eq!(pod.add(&node)[0].to_string(), "10.244.7.2");
+}
+
+#[test]
+fn a_host_without_ipv6_is_warned_of() {
+    if !privileged() {
+        return;
+    }
+    let mut node = Node::new("172.31.0.1", NETWORK);
+    node.namespace.exec("sysctl -q -w net.ipv6.conf.default.disable_ipv6=1");
+    node.namespace.ip("addr add 172.31.0.1/32 dev lo");
+    node.restart();
+    assert!(node.log().contains("IPv6 is off on this host"));
+    assert!(node.status().ready, "{:?}", node.status());
+    let (a, b) = (Container::new(), Container::new());
+    let (of_a, of_b) = (a.add(&node), b.add(&node));
+    assert!(a.namespace.pings(of_b[1]), "pods have IPv6 all the same");
+    assert!(node.namespace.pings(of_a[0]));
+}

@@ -1,6 +1,9 @@
 //! Start, end, and what happens to pods meanwhile.
 
+use std::time::SystemTime;
+
 use rustix::process::Signal;
+use tapir::store::embedded::{Found, Store};
 use tapir_cni::protocol::Request;
 
 use crate::node::{
@@ -218,4 +221,23 @@ fn a_daemon_waits_for_the_one_before() {
     node.adopt(next);
     eventually("the next one serves", || std::os::unix::net::UnixStream::connect(node.socket()).is_ok());
     assert_eq!(node.state_of(&pod.id).as_deref(), Some("attached"));
+}
+
+#[test]
+fn what_is_of_another_boot_is_forgotten() {
+    if !privileged() {
+        return;
+    }
+    let mut node = Node::start(NETWORK);
+    let pod = Container::new();
+    let addresses = pod.add(&node);
+    node.kill();
+    let store = Store::open(&node.state_dir()).unwrap();
+    let Found::State(mut state) = store.load(SystemTime::now()).unwrap() else { panic!("there is a state") };
+    state.boot = "another".into();
+    store.save(&state).unwrap();
+    drop(store);
+    node.restart();
+    assert!(node.endpoints().is_empty());
+    assert!(addresses.iter().all(|address| node.ipam().cooling.contains(address)));
 }
