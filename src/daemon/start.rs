@@ -180,6 +180,7 @@ fn rebuild(instance: &str, config: &Config) -> Recovered {
         tracing::info!(container = found.id.container_id, netns = %found.netns.path.display(), ?addresses, "found again");
         records.push(Record {
             id: found.id,
+            network: String::new(),
             pod: found.pod,
             netns: found.netns,
             port,

@@ -29,6 +29,7 @@ pub(super) fn add(call: &Call<'_>) -> Result<AddResult, CniError> {
     let mut request = Add {
         id: environment.id.clone(),
         netns: environment.netns.to_string_lossy().into_owned(),
+        network: call.configuration.name.clone(),
         pod: args.pod,
         addresses: wishes.addresses,
         ranges: wishes.ranges,
