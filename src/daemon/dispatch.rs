@@ -32,7 +32,7 @@ impl Daemon {
             Request::Attach(id) => self.attach(id, connection, queues, done),
             Request::Del(del) => self.del(&del.id, done),
             Request::Check { id, addresses, mac } => done.answer(self.check(&id, &addresses, &mac)),
-            Request::Gc { valid } => self.gc(&valid, done),
+            Request::Gc { network, valid } => self.gc(&network, &valid, done),
             Request::Ready { delegated } => done.answer(self.could_add(delegated)),
             Request::Status => done.answer(Ok(self.status())),
             Request::Endpoints => done.answer(Ok(self.endpoints())),

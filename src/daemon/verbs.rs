@@ -150,6 +150,7 @@ impl Daemon {
         let taken = |mac| self.attachments.values().any(|other| other.record.mac == mac);
         Ok(Record {
             id: add.id.clone(),
+            network: add.network.clone(),
             pod: add.pod.clone(),
             netns,
             port: self.free_port(),
@@ -259,11 +260,13 @@ impl Daemon {
         }
     }
 
-    /// Removes whatever is not among `valid`. An ADD that is under way is not: its runtime could not list it.
-    pub(super) fn gc(&mut self, valid: &[AttachmentId], done: Done) {
+    /// Removes whatever of a network is not among `valid`. An ADD that is under way is not: its runtime could not list
+    /// it.
+    pub(super) fn gc(&mut self, network: &str, valid: &[AttachmentId], done: Done) {
         let valid: BTreeSet<&AttachmentId> = valid.iter().collect();
         let stale = self.attachments.iter().filter(|(id, attachment)| {
-            !valid.contains(id) && !matches!(attachment.stage, Stage::Pending { .. } | Stage::Adopting { .. })
+            let under_way = matches!(attachment.stage, Stage::Pending { .. } | Stage::Adopting { .. });
+            attachment.record.network == network && !valid.contains(id) && !under_way
         });
         let ids: BTreeSet<AttachmentId> = stale.map(|(id, _)| id.clone()).collect();
         if ids.is_empty() {

@@ -206,11 +206,14 @@ fn gc_removes_what_no_runtime_knows() {
     let node = Node::start(NETWORK);
     let pods = [Container::new(), Container::new(), Container::new()];
     pods.iter().for_each(|pod| drop(pod.add(&node)));
-    node.ask(&Request::Gc { valid: vec![pods[1].id.clone()] }).unwrap();
+    let gc = |network: &str| node.ask(&Request::Gc { network: network.into(), valid: vec![pods[1].id.clone()] });
+    gc("another").unwrap();
+    assert_eq!(node.endpoints().len(), 3, "another network's runtime can't list them");
+    gc("tapir").unwrap();
     let left: Vec<_> = node.endpoints().into_iter().map(|row| row.container_id).collect();
     assert_eq!(left, [pods[1].id.container_id.clone()]);
     assert!(!pods[0].namespace.has("eth0") && pods[1].namespace.has("eth0"));
-    node.ask(&Request::Gc { valid: vec![pods[1].id.clone()] }).expect("nothing to do");
+    gc("tapir").expect("nothing to do");
 }
 
 #[test]

@@ -40,7 +40,7 @@ fn gc_tells_what_to_keep() {
     for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
         Call::new("GC", Path::new(""), &daemon.socket).key(key, keep.clone()).succeed();
         let valid = vec![AttachmentId { container_id: "c1".into(), interface: "eth0".into() }];
-        assert_eq!(daemon.requests().last(), Some(&Request::Gc { valid }));
+        assert_eq!(daemon.requests().last(), Some(&Request::Gc { network: "tapir".into(), valid }));
     }
     Call::new("GC", Path::new(""), &daemon.socket).fail(7, &["cni.dev/valid-attachments"]);
     assert_eq!(daemon.requests().len(), 2);
