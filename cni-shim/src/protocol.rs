@@ -59,6 +59,9 @@ pub struct Add {
     pub id: AttachmentId,
     /// `CNI_NETNS`.
     pub netns: String,
+    /// Of which network (`name` in the network configuration).
+    #[serde(default)]
+    pub network: String,
     /// The pod, when Kubernetes asks.
     #[serde(default)]
     pub pod: PodRef,
@@ -122,13 +125,20 @@ pub enum Request {
         /// What the pod has.
         mac: String,
     },
-    /// Remove every attachment that is not among these.
+    /// Remove every attachment of a network that is not among these.
     Gc {
+        /// The network; other networks' attachments are not in its runtime's list.
+        #[serde(default)]
+        network: String,
         /// The attachments to keep.
         valid: Vec<AttachmentId>,
     },
     /// Could an ADD succeed?
-    Ready,
+    Ready {
+        /// Of a pod whose addresses another IPAM plugin chooses.
+        #[serde(default)]
+        delegated: bool,
+    },
     /// `tapirctl status`.
     Status,
     /// `tapirctl endpoints`.

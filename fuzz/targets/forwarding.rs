@@ -62,8 +62,8 @@ pub fn frame(data: &[u8]) {
             let source = source(packet.network());
             let owned = WEB_ADDRESSES.iter().any(|own| parsed(own) == source);
             assert!(owned, "{source} was carried, which web does not have");
-            check_hop(&before, packet.network());
-            check_egress(&packet, verdict);
+            let port = check_egress(&packet, verdict);
+            check_hop(&before, packet.network(), port);
         }
         Err(reason) => check_drop(&before, packet, reason, &tables),
     }
@@ -84,13 +84,14 @@ pub fn tunnel(data: &[u8]) {
             repair(&mut packet.bytes_mut()[inner..]);
         }
         let outer_source = bytes.get(12..16).map(|four| <[u8; 4]>::try_from(four).expect("four bytes"));
-        let inner = packet.bytes()[outer_length(packet.bytes())..].to_vec();
+        let whole = packet.bytes().to_vec();
+        let inner = &whole[outer_length(&whole)..];
         match forward::forward(&mut packet, PortId::TUNNEL, &tables) {
             Ok(Verdict::Answer) => panic!("nothing is answered into the tunnel in place"),
             Ok(verdict) => {
                 assert_eq!(outer_source.map(Ipv4Addr::from), Some(PEER), "only peers are decapsulated");
-                check_hop(&inner, packet.network());
                 let port = check_egress(&packet, verdict);
+                check_hop(inner, packet.network(), port);
                 assert_ne!(port, PortId::TUNNEL, "nothing goes out of the tunnel it came from");
                 let to_router = ROUTERS.iter().any(|router| parsed(router) == destination(packet.network()));
                 assert!(port != PortId::HOST || to_router, "a peer reached beyond the host");
@@ -98,7 +99,8 @@ pub fn tunnel(data: &[u8]) {
                     carried.push(packet);
                 }
             }
-            Err(reason) => check_drop(&inner, packet, reason, &tables),
+            Err(reason @ DropReason::UnknownPeer) => check_drop(&whole, packet, reason, &tables),
+            Err(reason) => check_drop(inner, packet, reason, &tables),
         }
     }
     check_coalescing(carried);
@@ -161,12 +163,13 @@ fn parsed(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-/// One hop: TTL one less and nothing else behind the first word, an IPv4 header that sums up, padding cut.
-fn check_hop(before: &[u8], after: &[u8]) {
+/// One hop, and none to the host: TTL one less and nothing else behind the first word, an IPv4 header that sums up,
+/// padding cut.
+fn check_hop(before: &[u8], after: &[u8], port: PortId) {
     assert!(after.len() <= before.len(), "a packet grew");
     let ipv6 = after[0] >> 4 == 6;
     let (ttl, checksum) = if ipv6 { (7, 0..0) } else { (8, 10..12) };
-    assert_eq!(after[ttl], before[ttl] - 1, "TTL");
+    assert_eq!(after[ttl], before[ttl] - u8::from(port != PortId::HOST), "TTL");
     if !ipv6 {
         assert_eq!(ones_complement(&after[..usize::from(after[0] & 15) * 4]), 0xffff, "IPv4 header checksum");
     }

@@ -78,7 +78,7 @@ fn calls_are_answered_in_order_and_the_end_is_told() {
         assert_eq!(reply, Reply::Ok(json!({"queues": 3})));
         drop(client);
         let mut last = Client::connect(path).unwrap();
-        assert_eq!(ask(&mut last, &Request::Ready), Reply::Ok(json!({"queues": 0})));
+        assert_eq!(ask(&mut last, &Request::Ready { delegated: false }), Reply::Ok(json!({"queues": 0})));
     });
     assert_eq!(seen[0], "Status with 0");
     assert!(seen[1].starts_with("Attach") && seen[1].ends_with("with 3"), "{seen:?}");

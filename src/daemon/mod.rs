@@ -109,6 +109,9 @@ pub enum DaemonError {
         /// Why not.
         source: PortError,
     },
+    /// The worker's thread has ended by itself.
+    #[error("the worker has ended, see above; start tapird again: the pods are as they were")]
+    Worker,
     /// Another daemon forwards for this host.
     #[error("another tapird has tapir0 open; one network namespace takes one daemon")]
     Held,
@@ -136,7 +139,7 @@ pub enum PortError {
 /// Runs the daemon until it is told to end (SIGTERM, SIGINT). Pods, `tapir0` and routes stay as they are then.
 ///
 /// # Errors
-/// [`DaemonError`] when it can't start.
+/// [`DaemonError`] when it can't start, or not go on.
 pub fn run(path: &Path, config: Config) -> Result<(), DaemonError> {
     raise_descriptor_limit();
     let system = |action| move |source| DaemonError::System { action, source };
@@ -146,8 +149,7 @@ pub fn run(path: &Path, config: Config) -> Result<(), DaemonError> {
     runtime.block_on(async {
         let signals = Signals::listen().map_err(system("listen to signals"))?;
         let (daemon, inputs) = start::start(path, config, signals)?;
-        daemon.run(inputs).await;
-        Ok(())
+        daemon.run(inputs).await
     })
 }
 
@@ -223,7 +225,7 @@ impl Signals {
 }
 
 impl Daemon {
-    async fn run(mut self, inputs: Inputs) {
+    async fn run(mut self, inputs: Inputs) -> Result<(), DaemonError> {
         let Inputs { server, http: listener, mut failures, mut errors, mut signals } = inputs;
         let (to, mut messages) = mpsc::channel(BACKLOG);
         let server = tokio::spawn(async move { server.serve(to).await });
@@ -232,7 +234,7 @@ impl Daemon {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         notify(&[sd_notify::NotifyState::Ready]);
-        loop {
+        let end = loop {
             tokio::select! {
                 Some(message) = messages.recv() => {
                     self.take(message);
@@ -247,17 +249,21 @@ impl Daemon {
                         self.finish(outcome);
                     }
                 }
-                Some((port, error)) = failures.recv() => self.port_failed(port, &error),
+                failure = failures.recv() => match failure {
+                    Some((port, error)) => self.port_failed(port, &error),
+                    // The worker's end of it is gone, and with it the worker: nothing would be forwarded any more.
+                    None => break Err(DaemonError::Worker),
+                },
                 Some(error) = errors.recv() => self.heed(&error),
                 Some(query) = queries.recv() => self.inform(query),
                 () = self.prober.answered() => {}
                 _ = ticks.tick() => self.tick(),
                 _ = signals.hangup.recv() => self.reload(),
-                _ = signals.end.recv() => break,
-                _ = signals.interrupt.recv() => break,
+                _ = signals.end.recv() => break Ok(()),
+                _ = signals.interrupt.recv() => break Ok(()),
             }
             self.commit().await;
-        }
+        };
         tracing::info!("ending; pods, tapir0 and routes stay as they are");
         notify(&[sd_notify::NotifyState::Stopping]);
         server.abort();
@@ -265,6 +271,7 @@ impl Daemon {
             http.abort();
         }
         self.commit().await;
+        end
     }
 
     /// Makes the tables what they ought to be.

@@ -84,7 +84,10 @@ impl Daemon {
             return Err(refuse(&key, message));
         }
         let records = || self.attachments.values().map(|attachment| &attachment.record);
-        let bound = records().filter(|record| !record.delegated).flat_map(|record| record.addresses.iter().copied());
+        // Addresses that a restart has found outside the ranges stay so.
+        let owned = |address: &IpAddr| self.config.network.node_cidrs.iter().any(|range| range.contains(address));
+        let assigned = records().filter(|record| !record.delegated).flat_map(|record| record.addresses.iter().copied());
+        let bound = assigned.filter(owned);
         let ipam = self.ipam.with_ranges(&config.network.node_cidrs, bound).map_err(|address| {
             let owner = self.owner(address);
             refuse("network.node_cidrs", format!("{owner} has {address}, which would no longer be its own"))

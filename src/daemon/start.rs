@@ -187,6 +187,7 @@ fn rebuild(instance: &str, config: &Config) -> Recovered {
         tracing::info!(container, %path, ?addresses, "found again");
         records.push(Record {
             id: found.id,
+            network: String::new(),
             pod: found.pod,
             netns: found.netns,
             port,

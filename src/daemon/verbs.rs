@@ -150,6 +150,7 @@ impl Daemon {
         let taken = |mac| self.attachments.values().any(|other| other.record.mac == mac);
         Ok(Record {
             id: add.id.clone(),
+            network: add.network.clone(),
             pod: add.pod.clone(),
             netns,
             port: self.free_port(),
@@ -259,11 +260,13 @@ impl Daemon {
         }
     }
 
-    /// Removes whatever is not among `valid`. An ADD that is under way is not: its runtime could not list it.
-    pub(super) fn gc(&mut self, valid: &[AttachmentId], done: Done) {
+    /// Removes whatever of a network is not among `valid`. An ADD that is under way is not: its runtime could not list
+    /// it.
+    pub(super) fn gc(&mut self, network: &str, valid: &[AttachmentId], done: Done) {
         let valid: BTreeSet<&AttachmentId> = valid.iter().collect();
         let stale = self.attachments.iter().filter(|(id, attachment)| {
-            !valid.contains(id) && !matches!(attachment.stage, Stage::Pending { .. } | Stage::Adopting { .. })
+            let under_way = matches!(attachment.stage, Stage::Pending { .. } | Stage::Adopting { .. });
+            attachment.record.network == network && !valid.contains(id) && !under_way
         });
         let ids: BTreeSet<AttachmentId> = stale.map(|(id, _)| id.clone()).collect();
         if ids.is_empty() {
@@ -299,8 +302,8 @@ impl Daemon {
         if same { Ok(()) } else { failed(format!("{what} should have the MAC {}", mac::format(record.mac))) }
     }
 
-    /// Whether an ADD could succeed.
-    pub(super) fn could_add(&self) -> Result<(), Refusal> {
+    /// Whether an ADD could succeed; an address is needed unless it is delegated.
+    pub(super) fn could_add(&self, delegated: bool) -> Result<(), Refusal> {
         if let Some(problem) = self.problems.get("store").and_then(|problems| problems.first()) {
             return Err(refusal(code::NOT_AVAILABLE, problem.clone(), ""));
         }
@@ -312,7 +315,8 @@ impl Daemon {
         if !(self.links.host && self.links.tunnel) {
             return Err(refusal(code::LIMITED_CONNECTIVITY, limits.join("; "), "see tapirctl status"));
         }
-        self.ipam.available(clock::now()).map_err(|error| refusal(code::NOT_AVAILABLE, error.to_string(), error.hint()))
+        let available = if delegated { Ok(()) } else { self.ipam.available(clock::now()) };
+        available.map_err(|error| refusal(code::NOT_AVAILABLE, error.to_string(), error.hint()))
     }
 }
 

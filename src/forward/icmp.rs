@@ -298,8 +298,8 @@ fn write_v6(error: &mut [u8], message: Message, from: Ipv6Addr, to: Ipv6Addr, qu
 }
 
 /// How often errors are sent: token buckets, one for all and one per hash of the receiver, so that memory is fixed
-/// and one receiver's floods do not silence the errors of others. Too Big has buckets of its own: senders depend on
-/// it (Linux exempts it likewise, `net/ipv4/icmp.c`).
+/// and one receiver's floods do not silence the errors of others. Too Big has buckets of its own, and does without that
+/// for all: senders depend on it (Linux exempts it likewise, `icmpv4_global_allow` in `net/ipv4/icmp.c`).
 #[derive(Debug)]
 pub struct Limiter {
     all: Bucket,
@@ -332,7 +332,7 @@ impl Limiter {
         let index = self.hasher.hash_one(to) as usize % Self::BUCKETS;
         let (bucket, rate) =
             if too_big { (&mut self.too_big[index], Self::TOO_BIG) } else { (&mut self.errors[index], Self::ERRORS) };
-        bucket.take(rate, now) && self.all.take(Self::ALL, now)
+        bucket.take(rate, now) && (too_big || self.all.take(Self::ALL, now))
     }
 }
 

@@ -612,3 +612,17 @@ fn an_answer_has_no_offloads_left_of_a_forged_question() {
     assert_eq!(forward(&mut packet, WEB, &tables()), Ok(Verdict::Answer));
     assert_eq!(packet.offload, Offload::default());
 }
+
+#[test]
+fn floods_of_other_errors_do_not_silence_too_big() {
+    let tables = tables();
+    let mut limiter = Limiter::default();
+    let mut told = |reason, last: u8| {
+        let packet = Packet::copy_of(&ip4(&format!("10.0.0.{last}"), "10.244.1.7", 17, &udp(3)), 0);
+        icmp::answer(&mut { packet }, reason, &tables, &mut limiter, Duration::ZERO)
+    };
+    let floods = (0..255).flat_map(|last| [last; 10]);
+    let built = floods.filter(|&last| told(DropReason::TtlExpired, last) == Outcome::Built).count();
+    assert_eq!(built, 1000);
+    assert_eq!(told(DropReason::TooBig, 255), Outcome::Built, "path MTU discovery depends on it");
+}

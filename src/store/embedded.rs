@@ -282,6 +282,7 @@ mod tests {
     fn record(number: u8) -> Record {
         Record {
             id: AttachmentId { container_id: format!("c{number}"), interface: "eth0".into() },
+            network: "tapir".into(),
             pod: PodRef { namespace: "default".into(), name: "p".into(), uid: String::new() },
             netns: Namespace { path: "/run/netns/c".into(), device: 4, inode: 4_026_532_000 },
             port: u32::from(number) + 2,

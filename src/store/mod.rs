@@ -30,6 +30,9 @@ pub struct Record {
     /// Which interface of which container.
     #[serde(flatten)]
     pub id: AttachmentId,
+    /// Of which network; empty when that is not known any more.
+    #[serde(default)]
+    pub network: String,
     /// The Kubernetes pod, where there is one.
     #[serde(default)]
     pub pod: PodRef,

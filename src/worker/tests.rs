@@ -582,3 +582,16 @@ fn a_stopped_worker_says_so() {
     worker.stop().expect("once is enough");
     assert!(matches!(worker.remove_port(A), Err(WorkerError::Ended)));
 }
+
+/// The control side hears of a worker's end by this alone.
+#[test]
+fn a_worker_that_dies_lets_go_of_whom_it_tells() {
+    let (sender, events) = crossbeam_channel::bounded::<()>(0);
+    let notify = move |_| panic!("with {sender:?}");
+    let worker = spawn("test", Publisher::default(), notify).expect("a thread");
+    let (queue, far) = pair(Kind::Whole).expect("descriptors");
+    worker.add_port(A, Box::new(queue), Arc::default()).expect("added");
+    far.remove();
+    assert_eq!(events.recv_timeout(Duration::from_secs(5)), Err(RecvTimeoutError::Disconnected));
+    assert!(matches!(worker.remove_port(A), Err(WorkerError::Ended)));
+}

@@ -97,13 +97,13 @@ fn an_add_that_makes_no_sense_changes_nothing() {
     assert!(node.endpoints().is_empty());
     assert_eq!(node.ipam().assignments.len(), 1, "the node's own");
 
-    node.ask(&Request::Ready).unwrap();
+    node.ask(&Request::Ready { delegated: false }).unwrap();
     pod.add(&node);
     let twice = pod.refused(&node, |add| add.id.interface = "eth0".into());
     assert_eq!(twice.code, code::ATTACHED_ALREADY);
     let full = Container::new().refused(&node, |_| {});
     assert_eq!((full.code, full.message.as_str()), (102, "no free IPv4 address in 10.244.0.0/30: all are in use"));
-    assert_eq!(node.ask(&Request::Ready).unwrap_err().code, code::NOT_AVAILABLE);
+    assert_eq!(node.ask(&Request::Ready { delegated: false }).unwrap_err().code, code::NOT_AVAILABLE);
     node.del(&pod.id).unwrap();
     let cooling = Container::new().refused(&node, |_| {});
     assert_eq!(cooling.code, code::TRY_AGAIN_LATER);
@@ -129,7 +129,8 @@ fn a_node_without_ranges_says_so() {
     let node = Node::start("");
     let refusal = Container::new().refused(&node, |_| {});
     assert_eq!((refusal.code, refusal.details.as_str()), (7, "set network.node_cidrs in tapird.toml"));
-    assert_eq!(node.ask(&Request::Ready).unwrap_err().code, code::NOT_AVAILABLE);
+    assert_eq!(node.ask(&Request::Ready { delegated: false }).unwrap_err().code, code::NOT_AVAILABLE);
+    node.ask(&Request::Ready { delegated: true }).expect("addresses come from elsewhere");
 }
 
 #[test]
@@ -205,11 +206,14 @@ fn gc_removes_what_no_runtime_knows() {
     let node = Node::start(NETWORK);
     let pods = [Container::new(), Container::new(), Container::new()];
     pods.iter().for_each(|pod| drop(pod.add(&node)));
-    node.ask(&Request::Gc { valid: vec![pods[1].id.clone()] }).unwrap();
+    let gc = |network: &str| node.ask(&Request::Gc { network: network.into(), valid: vec![pods[1].id.clone()] });
+    gc("another").unwrap();
+    assert_eq!(node.endpoints().len(), 3, "another network's runtime can't list them");
+    gc("tapir").unwrap();
     let left: Vec<_> = node.endpoints().into_iter().map(|row| row.container_id).collect();
     assert_eq!(left, [pods[1].id.container_id.clone()]);
     assert!(!pods[0].namespace.has("eth0") && pods[1].namespace.has("eth0"));
-    node.ask(&Request::Gc { valid: vec![pods[1].id.clone()] }).expect("nothing to do");
+    gc("tapir").expect("nothing to do");
 }
 
 #[test]

@@ -119,6 +119,9 @@ fn a_restart_with_other_ranges_leaves_pods_their_addresses() {
     assert!(node.log().contains("an address is in none of network.node_cidrs"));
     assert_eq!(node.endpoints()[0].addresses, addresses);
     assert!(node.namespace.pings(addresses[0]));
+    let peer = "[[peer]]\nname = \"node-2\"\naddress = \"172.31.0.2\"\npods = [\"10.244.1.0/24\"]\n";
+    reload(&node, &(std::fs::read_to_string(node.config_path()).unwrap() + peer));
+    assert!(node.status().problems.is_empty(), "what is no worse than before: {:?}", node.status());
     node.del(&pod.id).unwrap();
     assert_eq!(pod.add(&node)[0].to_string(), "10.244.7.2");
 }

@@ -79,7 +79,7 @@ fn what_cannot_be_written_down_is_not_promised() {
     assert_eq!(late.refused(&node, |_| {}).code, code::IO_FAILURE);
     eventually("the ADD is taken back", || node.state_of(&late.id).is_none());
     assert!(node.status().problems.iter().any(|problem| problem.contains("state.json")));
-    assert_eq!(node.ask(&Request::Ready).unwrap_err().code, code::NOT_AVAILABLE);
+    assert_eq!(node.ask(&Request::Ready { delegated: false }).unwrap_err().code, code::NOT_AVAILABLE);
     assert_eq!(node.del(&kept.id).unwrap_err().code, code::IO_FAILURE);
     std::fs::remove_dir(&obstacle).unwrap();
     node.del(&kept.id).expect("the next try is written down");

@@ -325,6 +325,7 @@ impl Container {
         Add {
             id: self.id.clone(),
             netns: self.namespace.path(),
+            network: "tapir".into(),
             pod: PodRef { namespace: "default".into(), name: self.id.container_id.clone(), uid: String::new() },
             addresses: Vec::new(),
             ranges: Vec::new(),

@@ -304,3 +304,17 @@ fn tapirctl_knows_pods_peers_and_routes() {
     let route = lab.ctl("n1", &["routes", "get", &lab.v4("n2-p1").to_string()]);
     assert!(route.to_string().contains("10.244.2.0/24") && route.to_string().contains("ipip"), "{route}");
 }
+
+#[test]
+fn metrics_and_health_answer_in_the_node() {
+    let Some(lab) = shared() else { return };
+    let get = |path: &str| lab.check("n1", &format!("curl --silent --fail --max-time 5 http://127.0.0.1:9477/{path}"));
+    get("livez");
+    get("readyz");
+    let metrics = get("metrics");
+    for name in ["tapir_endpoints ", "tapir_drops_total{reason=", "tapir_port_receive_packets_total{port=\"tunnel\""] {
+        assert!(metrics.lines().any(|line| line.starts_with(name)), "no {name} in:\n{metrics}");
+    }
+    let checked = lab.ctl("n1", &["check"]).to_string();
+    assert!(!checked.contains("\"fail\""), "{checked}");
+}

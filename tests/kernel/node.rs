@@ -22,12 +22,13 @@ pub struct Pod {
     pub namespace: Namespace,
     pub v4: Ipv4Addr,
     pub v6: Ipv6Addr,
+    pub mtu: u16,
 }
 
 impl Pod {
     pub fn new(node: u8, number: u8) -> Self {
         let v6 = Ipv6Addr::new(0xfd00, 0, 0, node.into(), 0, 0, 0, number.into());
-        Self { namespace: Namespace::new(), v4: Ipv4Addr::new(10, 1, node, number), v6 }
+        Self { namespace: Namespace::new(), v4: Ipv4Addr::new(10, 1, node, number), v6, mtu: MTU }
     }
 }
 
@@ -75,9 +76,9 @@ impl Node {
             let addresses = vec![IpAddr::V4(pod.v4), IpAddr::V6(pod.v6)];
             for address in &addresses {
                 let rewrite = Rewrite::ethernet(mac, address.is_ipv6());
-                routes.push(((*address).into(), Adjacency::Forward(Path { port, rewrite, mtu: MTU })));
+                routes.push(((*address).into(), Adjacency::Forward(Path { port, rewrite, mtu: pod.mtu })));
             }
-            tables.ports.push(Some(Port { name: "pod".into(), kind: PortKind::Pod { mac, addresses }, mtu: MTU }));
+            tables.ports.push(Some(Port { name: "pod".into(), kind: PortKind::Pod { mac, addresses }, mtu: pod.mtu }));
         }
         tables.fib = Fib::build(routes);
         publisher.publish(tables);
@@ -90,7 +91,7 @@ fn attach(pod: &Pod, mac: Mac) -> Tap {
     let (queue, _) = pod.namespace.run(|| open_queue("eth0", Layer::Ethernet)).expect("a queue");
     let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
     for arguments in [
-        format!("link set dev eth0 address {mac} mtu {MTU} up"),
+        format!("link set dev eth0 address {mac} mtu {} up", pod.mtu),
         format!("addr add {}/32 dev eth0", pod.v4),
         format!("addr add {}/128 dev eth0 nodad", pod.v6),
         format!("route add {GATEWAY_V4} dev eth0 scope link"),

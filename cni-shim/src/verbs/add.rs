@@ -1,17 +1,18 @@
 //! ADD: addresses, then the interface, then the daemon.
 //!
 //! Each step is undone by what surrounds it when a later one fails: the interface by [`Pod::wire`] until it is
-//! complete and by [`Pod::unwire`] after, the daemon's half by the end of the connection, a delegate's addresses by
-//! its DEL, in this order.
+//! complete and by [`Pod::unwire`] after, the daemon's half by the end of the connection, or by a queued DEL when it is
+//! unknown how far the daemon came, a delegate's addresses by its DEL, in this order.
 
 use serde_json::Map;
 
 use super::Call;
-use crate::client::Client;
+use crate::client::{Client, ClientError};
 use crate::env::Args;
 use crate::error::CniError;
 use crate::pod::{Plan, Pod};
-use crate::protocol::{Add, Request, Wiring};
+use crate::protocol::{Add, Del, Request, Wiring};
+use crate::queue;
 use crate::result::{AddResult, Interface, Ip, Route};
 
 pub(super) fn add(call: &Call<'_>) -> Result<AddResult, CniError> {
@@ -29,6 +30,7 @@ pub(super) fn add(call: &Call<'_>) -> Result<AddResult, CniError> {
     let mut request = Add {
         id: environment.id.clone(),
         netns: environment.netns.to_string_lossy().into_owned(),
+        network: call.configuration.name.clone(),
         pod: args.pod,
         addresses: wishes.addresses,
         ranges: wishes.ranges,
@@ -58,6 +60,13 @@ fn attach(call: &Call<'_>, pod: &Pod, mut client: Client, request: Add) -> Resul
         // The daemon may hold the queues too, so closing ours is not enough.
         if let Err(error) = pod.unwire(&id.container_id) {
             call.log.warning(&format!("while undoing: {error}"));
+        }
+        // Only a refusal says that it has kept nothing; otherwise it is told, as soon as it can hear it.
+        if !matches!(error, ClientError::Refused(_)) {
+            let netns = call.environment.netns.to_string_lossy().into_owned();
+            if let Err(error) = queue::keep(&call.configuration.socket, &Del { id, netns }) {
+                call.log.warning(&format!("while undoing: {error}"));
+            }
         }
         return Err(error.into());
     }

@@ -7,7 +7,8 @@ use crate::protocol::Request;
 
 pub(super) fn gc(call: &Call<'_>) -> Result<(), CniError> {
     let valid = call.configuration.valid_attachments()?;
-    let own = call.connect().and_then(|mut client| client.ask(&Request::Gc { valid }));
+    let request = Request::Gc { network: call.configuration.name.clone(), valid };
+    let own = call.connect().and_then(|mut client| client.ask(&request));
     let delegated = call.delegate().and_then(|delegate| delegate.map_or(Ok(()), |it| it.call(Command::Gc)));
     match (own, delegated) {
         (Ok(_), Ok(())) => Ok(()),

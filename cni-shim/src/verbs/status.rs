@@ -7,7 +7,8 @@ use crate::error::{CniError, code};
 use crate::protocol::Request;
 
 pub(super) fn status(call: &Call<'_>) -> Result<(), CniError> {
-    match call.connect().and_then(|mut client| client.ask(&Request::Ready)) {
+    let ready = Request::Ready { delegated: call.configuration.ipam.is_some() };
+    match call.connect().and_then(|mut client| client.ask(&ready)) {
         Ok(_) => {}
         Err(ClientError::Refused(refusal)) => {
             // The specification knows two codes here.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tapir_cni::protocol::{PodRef, Request};
+use tapir_cni::protocol::{PodRef, Request, del_queue};
 
 use crate::call::Call;
 use crate::daemon::{Daemon, Reaction, obey, wiring};
@@ -259,6 +259,7 @@ fn a_failed_add_leaves_nothing() {
         println!("{what}: {}", call.fail(code, &[]));
         pod.settles(&[]);
         daemon.await_undone(undone);
+        assert_eq!(del_queue(&daemon.socket).exists(), what == "hangs up at Attach", "{what}: a DEL is queued");
         // The name is free again at once, for a daemon in a better mood.
         daemon.seen.lock().unwrap().queues.clear();
         let good = Daemon::good();

@@ -174,7 +174,7 @@ fn no_input_is_too_strange() {
 fn no_message_is_too_strange() {
     let mut random = Random(11);
     let seeds = [
-        encode(&Request::Ready).unwrap(),
+        encode(&Request::Ready { delegated: false }).unwrap(),
         encode(&Reply::Ok(serde_json::to_value(wiring()).unwrap())).unwrap(),
         br#"{"verb":"add","container_id":"c","interface":"eth0","netns":"/n","addresses":["10.0.0.1"]}"#.to_vec(),
         br#"{"verb":"check","container_id":"c","interface":"eth0","addresses":[],"mac":""}"#.to_vec(),

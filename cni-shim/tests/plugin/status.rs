@@ -12,7 +12,11 @@ use crate::daemon::{Daemon, Reaction};
 fn status_is_the_daemon_s() {
     let daemon = Daemon::good();
     Call::new("STATUS", Path::new(""), &daemon.socket).succeed();
-    assert_eq!(daemon.requests(), [Request::Ready]);
+    Call::new("STATUS", Path::new(""), &daemon.socket)
+        .key("ipam", json!({"type": "nowhere"}))
+        .variable("CNI_PATH", "/nonexistent")
+        .fail(50, &["nowhere"]);
+    assert_eq!(daemon.requests(), [false, true].map(|delegated| Request::Ready { delegated }));
     for (said, told) in [(50, 50), (51, 51), (11, 50)] {
         let daemon = Daemon::start(move |_| Reaction::Refuse(said, "no underlay"));
         Call::new("STATUS", Path::new(""), &daemon.socket).fail(told, &["no underlay", "advice"]);
@@ -36,7 +40,7 @@ fn gc_tells_what_to_keep() {
     for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
         Call::new("GC", Path::new(""), &daemon.socket).key(key, keep.clone()).succeed();
         let valid = vec![AttachmentId { container_id: "c1".into(), interface: "eth0".into() }];
-        assert_eq!(daemon.requests().last(), Some(&Request::Gc { valid }));
+        assert_eq!(daemon.requests().last(), Some(&Request::Gc { network: "tapir".into(), valid }));
     }
     Call::new("GC", Path::new(""), &daemon.socket).fail(7, &["cni.dev/valid-attachments"]);
     assert_eq!(daemon.requests().len(), 2);
