@@ -8,6 +8,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::types::{Drops, Ipam, Peer, Status};
+use crate::control::ipam;
 use crate::stats::PortCounters;
 
 /// The content type of what [`encode`] writes.
@@ -92,6 +93,10 @@ impl Collector for Snapshot {
         let blocks = || self.ipam.blocks.iter().filter(|block| block.node == self.status.node);
         writer.gauges("ipam_pool_addresses", "Addresses of a pool", None, pools(), |(cidr, pool)| {
             (vec![("cidr", cidr.as_str())], pool.size)
+        })?;
+        let sizes = blocks().map(|block| (block.cidr.to_string(), ipam::size(block.cidr)));
+        writer.gauges("ipam_range_addresses", "Addresses of a range of this node", None, sizes, |(cidr, size)| {
+            (vec![("cidr", cidr.as_str())], *size)
         })?;
         let used = blocks().map(|block| (block.cidr.to_string(), block.used as f64));
         writer.gauges("ipam_range_used", "Addresses in use of a range of this node", None, used, |(cidr, used)| {
@@ -258,6 +263,7 @@ mod tests {
             "tapir_port_receive_packets_total{port=\"default/web\",namespace=\"default\",pod=\"web\",container_id=\"\",interface=\"\"} 11",
             "tapir_peer_up{peer=\"n2\",address=\"172.31.0.2\"} 1.0",
             "tapir_peer_round_trip_seconds{peer=\"n2\",address=\"172.31.0.2\"} 0.00025",
+            "tapir_ipam_range_addresses{cidr=\"10.244.0.0/24\"} 256.0",
             "tapir_ipam_range_used{cidr=\"10.244.0.0/24\"} 3.0",
             "# EOF",
         ] {

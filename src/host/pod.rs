@@ -103,7 +103,7 @@ pub fn adopt(queue: &OwnedFd, interface: &Interface) -> Result<(), HostError> {
     if tap::device_name(queue).map_err(wrong)? != interface.name {
         return Err(wrong(io::Error::new(io::ErrorKind::InvalidInput, "it is another interface's")));
     }
-    let fd = tap::device_netns(queue).map_err(wrong)?;
+    let fd = home(queue, interface)?;
     let stat = rustix::fs::fstat(&fd).map_err(|error| wrong(error.into()))?;
     let known = &interface.netns;
     if (stat.st_dev, stat.st_ino) != (known.device, known.inode) {
@@ -158,7 +158,7 @@ pub fn remove(interface: &Interface, queues: Vec<OwnedFd>) -> Result<(), HostErr
     let Ok(name) = tap::device_name(queue) else { return Ok(()) };
     // Gone with the last descriptor, should the rest fail.
     let _ = tap::set_persistent(queue, false);
-    let fd = tap::device_netns(queue).map_err(|source| HostError::NotAQueue { interface: name.clone(), source })?;
+    let fd = home(queue, interface)?;
     netns::run_in(&fd, &interface.netns.path, || delete(&name, |_| true))
 }
 
@@ -201,6 +201,14 @@ fn discover_in(namespace: &Namespace, instance: &str) -> Result<Vec<Found>, Host
         }
         Ok(found)
     })
+}
+
+/// The namespace that a queue's device is in; from a kernel that doesn't tell, the one where it should be.
+fn home(queue: &OwnedFd, interface: &Interface) -> Result<OwnedFd, HostError> {
+    match tap::device_netns(queue) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => netns::reopen(&interface.netns),
+        result => result.map_err(|source| HostError::NotAQueue { interface: interface.name.clone(), source }),
+    }
 }
 
 fn find(netlink: &mut Netlink, interface: &Interface) -> Result<Link, HostError> {

@@ -111,7 +111,8 @@ pub fn device_name(queue: &impl AsFd) -> io::Result<String> {
 /// The network namespace that a queue's device is in (`TUNGETDEVNETNS`, Linux 5.7), whichever the queue was opened in.
 ///
 /// # Errors
-/// `EBADFD` when the device is gone, `ENOTTY` for another kind of file, `EPERM` without CAP_NET_ADMIN there.
+/// `EBADFD` when the device is gone, `ENOTTY` for another kind of file, `EINVAL` from an older kernel, `EPERM` without
+/// CAP_NET_ADMIN there.
 pub fn device_netns(queue: &impl AsFd) -> io::Result<OwnedFd> {
     // `_IO('T', 227)` (include/uapi/linux/if_tun.h), which libc doesn't have.
     const TUNGETDEVNETNS: libc::c_ulong = 0x54e3;

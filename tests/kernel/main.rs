@@ -9,6 +9,8 @@ mod namespace;
 mod node;
 mod packets;
 
+mod address_takes_its_routes_along;
+mod carrier_tells_an_open_queue;
 mod hdr_len_is_a_hint;
 mod icmp_errors_are_taken_from_anybody;
 mod path_mtu_is_ours_to_keep;
@@ -17,6 +19,7 @@ mod persist_off_removes_the_device_elsewhere;
 mod persistent_tap_takes_a_queue_again;
 mod queue_opened_inside_pins_the_namespace;
 mod queue_opened_outside_makes_another_device;
+mod queue_tells_its_devices_namespace;
 mod queues;
 mod raw_socket_hears_merged_frames;
 mod raw_socket_silences_protocol_unreachable;
