@@ -48,16 +48,6 @@ fn shell(script: &str) -> String {
     succeed(Command::new("bash").args(["-c", &script])).trim().to_owned()
 }
 
-/// Where a flow's two ends run.
-#[derive(Clone, Copy)]
-enum Ends {
-    /// Where the scheduler puts them, which decides how fast a kernel's path is: anew for each flow, by a factor of
-    /// two to three between one core and two.
-    Anywhere,
-    /// On the same core, so that it has nothing to decide.
-    OnOneCore,
-}
-
 struct Path {
     client: String,
     address: String,
@@ -70,12 +60,8 @@ impl Path {
         Self { client: lab.netns(client), address }
     }
 
-    fn gbit(&self, ends: Ends) -> f64 {
-        let cpu = match ends {
-            Ends::Anywhere => "",
-            Ends::OnOneCore => "0",
-        };
-        shell(&format!("throughput {} {} 1 {cpu}", self.client, self.address)).parse().expect("a number")
+    fn gbit(&self) -> f64 {
+        shell(&format!("throughput {} {} 1", self.client, self.address)).parse().expect("a number")
     }
 }
 
@@ -86,10 +72,10 @@ fn median(mut samples: Vec<f64>) -> f64 {
 
 /// The ratio of medians of interleaved rounds reaches `floor` in one of three attempts: the machine is shared, and
 /// a rate alone says nothing.
-fn reaches(tapir: &Path, kernel: &Path, ends: Ends, floor: f64) {
+fn reaches(tapir: &Path, kernel: &Path, floor: f64) {
     let mut seen = Vec::new();
     for _ in 0..3 {
-        let (ours, theirs): (Vec<_>, Vec<_>) = (0..3).map(|_| (tapir.gbit(ends), kernel.gbit(ends))).unzip();
+        let (ours, theirs): (Vec<_>, Vec<_>) = (0..3).map(|_| (tapir.gbit(), kernel.gbit())).unzip();
         let (ours, theirs) = (median(ours), median(theirs));
         seen.push(format!("{ours:.2}/{theirs:.2}"));
         if ours >= floor * theirs {
@@ -116,10 +102,7 @@ fn on_one_node_it_reaches_nine_tenths_of_the_kernels_veth_route() {
     }
     let lab = Lab::up_while(&measuring, &["--nodes", "1"]);
     let tapir = Path::new(&lab, "n1-p1", "n1-p2", lab.v4("n1-p2").to_string());
-    let kernel = yardstick(&lab, "veth");
-    reaches(&tapir, &kernel, Ends::OnOneCore, 0.9);
-    // Two copies more than the kernel's, all by one worker: with the ends on two cores the kernel has two at work.
-    reaches(&tapir, &kernel, Ends::Anywhere, 0.3);
+    reaches(&tapir, &yardstick(&lab, "veth"), 0.9);
 }
 
 #[test]
@@ -133,5 +116,5 @@ fn across_nodes_it_reaches_three_tenths_of_the_kernels_vxlan() {
     }
     let lab = Lab::up_while(&measuring, &["--pods", "1", "--cut"]);
     let tapir = Path::new(&lab, "n1-p1", "n2-p1", lab.v4("n2-p1").to_string());
-    reaches(&tapir, &yardstick(&lab, "vxlan"), Ends::Anywhere, 0.3);
+    reaches(&tapir, &yardstick(&lab, "vxlan"), 0.3);
 }
