@@ -8,10 +8,11 @@
 //! Everything from outside is bounded: who may connect, how many, how long a message is and how long it may take, and
 //! how many descriptors ride on it.
 
+use std::fs::DirBuilder;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -103,7 +104,7 @@ impl Server {
     pub fn bind(path: &Path) -> Result<Self, ServerError> {
         let io = |action| move |source| ServerError::Io { action, path: path.into(), source };
         if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(io("make its folder"))?;
+            DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(io("make its folder"))?;
         }
         remove_stale(path)?;
         let mask = rustix::process::umask(Mode::from_raw_mode(0o177));

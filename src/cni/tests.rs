@@ -15,9 +15,10 @@ fn with_server(client: impl FnOnce(&Path) + Send + 'static) -> Vec<String> {
     let path = folder.path().join("run/t.sock");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
+        rustix::process::umask(Mode::empty());
         let server = Server::bind(&path).unwrap();
-        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(path.parent().unwrap()) & 0o022), (0o600, 0), "whatever the umask");
         let (to, mut from) = mpsc::channel(16);
         let client = {
             let path = path.clone();

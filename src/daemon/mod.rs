@@ -91,7 +91,7 @@ pub enum DaemonError {
     #[error("node.socket: {0}")]
     Server(#[from] ServerError),
     /// The kernel.
-    #[error(transparent)]
+    #[error("{source}{advice}", source = .0, advice = advice(.0))]
     Host(#[from] HostError),
     /// Metrics and health.
     #[error("node.http: can't listen on {address}: {source}; set another address, or \"\" to turn it off")]
@@ -102,7 +102,7 @@ pub enum DaemonError {
         source: io::Error,
     },
     /// `tapir0` or the tunnel.
-    #[error("can't open {port}: {source}")]
+    #[error("can't open {port}: {source}; tapirctl check tells what this node lacks")]
     Port {
         /// Which.
         port: &'static str,
@@ -123,6 +123,14 @@ pub enum DaemonError {
         /// Why not.
         source: io::Error,
     },
+}
+
+/// What to do, where the error doesn't say.
+fn advice(error: &HostError) -> &'static str {
+    match error {
+        HostError::Queue { .. } | HostError::Netlink(_) => "; tapirctl check tells what this node lacks",
+        _ => "",
+    }
 }
 
 /// Why a port can't be opened.

@@ -48,6 +48,15 @@ fn what_the_node_lacks_is_said() {
     node.network = "[underlay]\ninterface = \"eth7\"\n".into();
     let (status, log) = fails_to_start(&node);
     assert!(status.code() == Some(1) && log.contains("there is no interface eth7"), "{log}");
+    node.network = NETWORK.into();
+    node.write_config();
+    let without_tun = "mount -t tmpfs none /dev/net && exec \"$0\" --config \"$1\"";
+    let (tapird, config) = (env!("CARGO_BIN_EXE_tapird"), node.config_path());
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", &node.namespace.name, "sh", "-c", without_tun, tapird]).arg(config);
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("; tapirctl check tells what"), "{said}");
 }
 
 fn reload(node: &Node, network: &str) {
