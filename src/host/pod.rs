@@ -155,9 +155,9 @@ pub fn reattach(interface: &Interface, queues: usize) -> Result<Vec<OwnedFd>, Ho
 /// [`HostError`]; not for a device that is gone already.
 pub fn remove(interface: &Interface, queues: Vec<OwnedFd>) -> Result<(), HostError> {
     let Some(queue) = queues.first() else { return Ok(()) };
-    let Ok(name) = tap::device_name(queue) else { return Ok(()) };
     // Gone with the last descriptor, should the rest fail.
     let _ = tap::set_persistent(queue, false);
+    let Ok(name) = tap::device_name(queue) else { return Ok(()) };
     let fd = home(queue, interface)?;
     netns::run_in(&fd, &interface.netns.path, || delete(&name, |_| true))
 }
