@@ -102,8 +102,7 @@ fn on_one_node_it_reaches_three_tenths_of_the_kernels_veth_route() {
     }
     let lab = Lab::up_while(&measuring, &["--nodes", "1"]);
     let tapir = Path::new(&lab, "n1-p1", "n1-p2", lab.v4("n1-p2").to_string());
-    // A floor that catches a broken offload (without super-frames it is a twentieth), not the goal, which is 0.9: that is
-    // met where the kernel gives 20 Gbit/s, and missed by half where it gives 50, as it does when the scheduler is kind.
+    // A floor against broken offloads, not the goal, which is 0.9 and is missed (docs/decisions/008-one-worker.md).
     reaches(&tapir, &yardstick(&lab, "veth"), 0.3);
 }
 
