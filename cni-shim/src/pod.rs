@@ -332,6 +332,8 @@ impl Pod {
         netlink.set_mac(&link, plan.mac)?;
         netlink.set_mtu(&link, plan.mtu.into())?;
         self.prepare_ipv6(plan.has_v6())?;
+        // Without it the pod works as well, and costs memory.
+        let _ = netlink.set_noqueue(&link);
         netlink.set_up(&link)?;
         if let Some(loopback) = netlink.link("lo")? {
             netlink.set_up(&loopback)?;

@@ -16,6 +16,7 @@
 
 mod address;
 mod link;
+mod qdisc;
 mod route;
 
 use std::io;

@@ -25,6 +25,7 @@ fn wires_a_pod_of_both_families() {
     assert_eq!(link["address"], "02:00:0a:f4:00:05");
     assert_eq!(link["mtu"], 1480);
     assert_eq!(link["ifalias"], "tapir:c1");
+    assert_eq!(link["qdisc"], "noqueue", "a queue for each of 256 would take 6 MB");
     assert_eq!(link["linkinfo"]["info_kind"], "tun");
     assert_eq!(link["linkinfo"]["info_data"]["type"], "tap");
     for flag in ["persist", "multi_queue", "vnet_hdr"] {
