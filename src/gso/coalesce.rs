@@ -33,8 +33,8 @@ const MAX_LENGTH: usize = 65_535;
 /// identification and checksum, congestion marks included.
 ///
 /// No segment is joined before its checksums are verified, unless it is marked valid: a super-frame carries a fresh
-/// checksum, and damage would go unnoticed for good. Packets with a wrong one, super-frames and packets with a partial
-/// checksum stay as they are.
+/// checksum, and damage would go unnoticed for good. A partial checksum is right if it is the pseudo-header's sum: nobody
+/// has sent such a packet over a wire. Packets with a wrong one, and super-frames, stay as they are.
 ///
 /// Packets of a flow stay in order, and so do the heads of all runs and everything left alone.
 pub fn coalesce(batch: &mut Vec<Packet>, pool: &mut Pool) {
@@ -98,7 +98,10 @@ impl Segment {
         let flow =
             Flow { source: header.source, destination: header.destination, ports: [tcp[0], tcp[1], tcp[2], tcp[3]] };
         let flags = tcp[13];
-        let plain = packet.offload.gso == Gso::None && packet.offload.partial.is_none();
+        let whole_segment = |partial: PartialChecksum| {
+            usize::from(partial.start) == header.transport && usize::from(partial.offset) == TCP_CHECKSUM
+        };
+        let plain = packet.offload.gso == Gso::None && packet.offload.partial.is_none_or(whole_segment);
         let joinable = plain
             && flags & !PSH == ACK
             && payload < header.length
@@ -254,7 +257,10 @@ fn verify(packet: &Packet, segment: &Segment) -> bool {
         && (packet.offload.valid || {
             let transport = &network[header.transport..];
             let pseudo = checksum::pseudo_header(header.source, header.destination, TCP, transport.len());
-            checksum::finish(pseudo + checksum::sum(transport)) == 0
+            match packet.offload.partial {
+                Some(_) => word(transport, TCP_CHECKSUM) == checksum::fold(pseudo),
+                None => checksum::finish(pseudo + checksum::sum(transport)) == 0,
+            }
         })
 }
 

@@ -137,7 +137,7 @@ fn a_checksum_that_was_checked_is_not_summed_again() {
 }
 
 #[test]
-fn super_frames_partial_checksums_and_padding_are_left_alone() {
+fn super_frames_forged_checksums_and_padding_are_left_alone() {
     for odd in 0..3 {
         let row = |change: fn(&Template) -> Packet| {
             (0..3)
@@ -147,7 +147,19 @@ fn super_frames_partial_checksums_and_padding_are_left_alone() {
         };
         let expected = if odd == 1 { 3 } else { 2 };
         assert_eq!(join(row(|t| t.super_frame(10))).len(), expected);
-        assert_eq!(join(row(Template::partial_packet)).len(), expected);
+        let forged = |t: &Template| {
+            let mut packet = t.partial_packet();
+            packet.network_mut()[36] ^= 1;
+            packet
+        };
+        assert_eq!(join(row(forged)).len(), expected);
+        let elsewhere = |t: &Template| {
+            let mut packet = t.partial_packet();
+            packet.offload.partial = Some(PartialChecksum { start: 20, offset: 6 });
+            packet
+        };
+        assert_eq!(join(row(elsewhere)).len(), expected);
+        assert_eq!(join(row(Template::partial_packet)).len(), 1, "what never left this machine needs no sum");
         let padded = |t: &Template| {
             let mut packet = t.packet();
             packet.append(&[0; 6]);
