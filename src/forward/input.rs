@@ -81,6 +81,8 @@ fn from_tunnel(packet: &mut Packet, tables: &Tables) -> Result<Header, DropReaso
         return Err(DropReason::UnknownPeer);
     }
     packet.decapsulate(outer.inner);
+    // Behind the outer packet there may be padding of its frame, which is nobody's.
+    packet.truncate_network(outer.length - outer.inner);
     let mut header = parse(packet)?;
     if header.is_ipv6() != outer.ipv6 {
         return Err(DropReason::MalformedTunnel);

@@ -268,7 +268,14 @@ fn a_foreign_tunnel_reaches_nobody() {
     let to_another = Packet::copy_of(&ip4("172.31.0.2", "172.31.0.7", 4, &good), 20);
     let fragment = Packet::copy_of(&edit4(ip4("172.31.0.2", "172.31.0.1", 4, &good), |ip| ip.set_flags(1)), 20);
     let congested = Packet::copy_of(&edit4(ip4("172.31.0.2", "172.31.0.1", 4, &good), |ip| ip.set_ecn(3)), 20);
+    let mut bad_sum = from_peer(PEER, 4, &good);
+    bad_sum.bytes_mut()[11] ^= 1;
+    // The outer header says that its packet ends before the inner one does.
+    let mut short = ip4("172.31.0.2", "172.31.0.1", 4, &good);
+    short = edit4(short, |ip| ip.set_total_length(20 + 28));
     let cases = [
+        (bad_sum, D::MalformedTunnel),
+        (Packet::copy_of(&short, 20), D::MalformedIp),
         (from_peer(STRANGER, 4, &good), D::UnknownPeer),
         (to_another, D::UnknownPeer),
         (fragment, D::MalformedTunnel),
@@ -290,6 +297,25 @@ fn a_foreign_tunnel_reaches_nobody() {
     ];
     for (number, (packet, reason)) in cases.into_iter().enumerate() {
         assert_eq!(drop_of(packet, PortId::TUNNEL), reason, "case {number}");
+    }
+}
+
+#[test]
+fn what_lies_behind_the_outer_packet_is_cut_off() {
+    for options in [false, true] {
+        let inner = ip4("10.244.1.7", "10.244.0.5", 17, &udp(3));
+        let mut outer = ip4("172.31.0.2", "172.31.0.1", 4, &inner);
+        if options {
+            outer.splice(20..20, [1; 4]);
+            outer[0] = 0x46;
+            let length = outer.len() as u16;
+            outer = edit4(outer, |ip| ip.set_total_length(length));
+        }
+        outer.extend([0xee; 15]);
+        let mut packet = Packet::copy_of(&outer, 20);
+        assert_eq!(forward(&mut packet, PortId::TUNNEL, &tables()), Ok(Verdict::Send(WEB)), "options: {options}");
+        assert_eq!(packet.network().len(), inner.len());
+        assert_eq!(packet.network()[20..], inner[20..]);
     }
 }
 

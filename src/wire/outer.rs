@@ -47,10 +47,14 @@ pub const fn decapsulated_tos(outer: u8, inner: u8) -> Option<u8> {
     }
 }
 
-/// Reads an outer header: its length and the protocol inside. Fragments can't reach us (the kernel reassembles
-/// before a raw socket sees them), so one is malformed here.
+/// Reads an outer header: its length and the protocol inside. None when it is malformed or its checksum wrong: a packet
+/// socket sees packets before the kernel has looked at them. Fragments can't reach us (the kernel reassembles before any
+/// socket of the tunnel sees them), so one is malformed here; so is source routing, which the kernel refuses.
 pub fn parse(bytes: &[u8]) -> Option<Outer> {
     let header = super::header::Header::parse(bytes).ok()?;
+    if header.source_routed || checksum::checksum(bytes.get(..header.transport)?) != 0 {
+        return None;
+    }
     let (std::net::IpAddr::V4(source), std::net::IpAddr::V4(destination)) = (header.source, header.destination) else {
         return None;
     };
@@ -87,6 +91,48 @@ pub struct Outer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A good outer header in front of `inner`, changed.
+    fn parsed(inner: usize, change: impl FnOnce(&mut Vec<u8>)) -> Option<Outer> {
+        let mut bytes = vec![0x45, 3, 0, 0, 0, 0, 0x40, 0, 64, 4, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2];
+        finish(&mut bytes, inner, 7);
+        bytes.resize(LENGTH + inner, 0);
+        change(&mut bytes);
+        parse(&bytes)
+    }
+
+    #[test]
+    fn headers_are_refused_as_the_kernel_refuses_them() {
+        let good = parsed(40, |_| {}).expect("good");
+        assert_eq!((good.inner, good.length, good.tos, good.ipv6), (20, 60, 3, false));
+        assert_eq!(parsed(40, |bytes| bytes.extend([0; 9])), Some(good), "padding");
+        assert_eq!(parsed(40, |bytes| bytes.truncate(59)), None, "cut short");
+        let finished = |bytes: &mut [u8], length: usize| {
+            bytes[10..12].fill(0);
+            let sum = checksum::checksum(&bytes[..length]);
+            bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+        };
+        for byte in 0..LENGTH {
+            assert_eq!(parsed(40, |bytes| bytes[byte] ^= 0x10), None, "byte {byte} is damaged");
+        }
+        let with_options = |options: [u8; 4]| {
+            parsed(40, |bytes| {
+                bytes[0] = 0x46;
+                bytes[20..24].copy_from_slice(&options);
+                finished(bytes, 24);
+            })
+        };
+        assert_eq!(with_options([1; 4]).map(|outer| outer.inner), Some(24));
+        assert_eq!(with_options([131, 3, 4, 0]), None, "source routing");
+        let fragment = |field: [u8; 2]| {
+            parsed(40, |bytes| {
+                bytes[6..8].copy_from_slice(&field);
+                finished(bytes, LENGTH);
+            })
+        };
+        assert_eq!(fragment([0, 0]), Some(good));
+        assert_eq!((fragment([0x20, 0]), fragment([0, 1])), (None, None));
+    }
 
     /// RFC 6040 figure 4, rows inner, columns outer: Not-ECT, ECT(0), ECT(1), CE.
     #[test]
