@@ -14,7 +14,7 @@ use crate::control::{Event, MIN_MTU_V6, Namespace, Underlay};
 use crate::host::{HostError, clock, netns, pod, tapir0, underlay};
 use crate::io::TunnelError;
 use crate::io::tap::Tap;
-use crate::io::tunnel_raw::TunnelRaw;
+use crate::io::tunnel_raw::{Share, TunnelRaw};
 use crate::sys::tap::Layer;
 use crate::table::PortId;
 
@@ -217,7 +217,8 @@ impl Daemon {
 
     /// Gives the worker the tunnel.
     pub(super) fn open_tunnel(&mut self) -> Result<(), PortError> {
-        let tunnel = Box::new(TunnelRaw::open(self.desired.underlay().address, self.desired.tunnel_mtu())?);
+        let tunnel =
+            Box::new(TunnelRaw::open(self.desired.underlay().address, self.desired.tunnel_mtu(), Share::WHOLE)?);
         self.worker.add_port(PortId::TUNNEL, tunnel, self.links.tunnel_counters.clone())?;
         self.links.tunnel = true;
         Ok(())

@@ -29,6 +29,39 @@ pub fn recognise(packet: &mut Packet, mtu: usize) {
     }
 }
 
+/// Mends what the kernel said of a received packet that lies behind an outer header of `outer` bytes.
+///
+/// Where the underlay's device does GRO by lists (`rx-gro-list`), a super-frame has the checksum of its first segment,
+/// verified, and none to complete. And a packet longer than peers send which is no super-frame was merged by somebody
+/// who did not say so.
+pub fn repair(packet: &mut Packet, outer: usize, mtu: usize) {
+    let inner = outer.checked_sub(packet.link().len()).and_then(|options| packet.network().get(options..));
+    let Some(inner) = inner else { return };
+    match (packet.offload.gso, packet.offload.partial) {
+        (Gso::None, None) if inner.len() > mtu => {
+            packet.offload = incomplete(inner, mtu).unwrap_or(packet.offload);
+        }
+        (Gso::None, _) | (_, Some(_)) => {}
+        (_, None) => packet.offload.partial = reset_checksum(packet, outer),
+    }
+}
+
+/// Makes the transport checksum of a packet partial.
+fn reset_checksum(packet: &mut Packet, outer: usize) -> Option<PartialChecksum> {
+    let inner = packet.bytes_mut().get_mut(outer..)?;
+    let header = Header::parse(inner).ok()?;
+    let offset = match header.protocol {
+        TCP => 16,
+        UDP => 6,
+        _ => return None,
+    };
+    let length = header.length - header.transport;
+    let sum = checksum::pseudo_header(header.source, header.destination, header.protocol, length);
+    let field = inner.get_mut(header.transport + offset..)?.first_chunk_mut()?;
+    *field = checksum::fold(sum).to_be_bytes();
+    Some(PartialChecksum { start: u16::try_from(header.transport).ok()?, offset: offset as u16 })
+}
+
 /// What such a packet's offload is; none for a packet with a complete checksum, or without one.
 fn incomplete(network: &[u8], mtu: usize) -> Option<Offload> {
     let header = Header::parse(network).ok()?;

@@ -4,10 +4,14 @@
 //! the caller's pool and sends from a slice of packets; what it could not send it names, with a reason, and the
 //! caller counts.
 
+mod encap;
+mod filter;
 pub mod memory;
 mod merged;
 pub mod pcap;
 pub mod tap;
+mod tunnel;
+pub mod tunnel_gso;
 pub mod tunnel_raw;
 
 use std::io;

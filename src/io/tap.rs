@@ -15,11 +15,11 @@ use crate::packet::{Gso, Offload, Packet, PartialChecksum, Pool};
 use crate::sys::{self, tap::Layer};
 use crate::wire::virtio_net;
 
-const ETHERNET: usize = 14;
+pub(super) const ETHERNET: usize = 14;
 
 /// Stands for a virtio header that can't be read, so that the packet is dropped by name as others with bad offloads
 /// are: no super-frame is valid without a checksum to complete.
-const UNREADABLE: Offload = Offload { gso: Gso::Tcp4, gso_size: 0, ecn: false, partial: None, valid: false };
+pub(super) const UNREADABLE: Offload = Offload { gso: Gso::Tcp4, gso_size: 0, ecn: false, partial: None, valid: false };
 
 /// One queue of a TAP (pods) or TUN (the host).
 #[derive(Debug)]
@@ -109,7 +109,7 @@ fn finish(packet: &mut Packet, length: usize, link: usize) {
 
 /// The length of all headers, which tells the kernel how much of a super-frame to put into one piece of memory
 /// (`tun_alloc_skb`); without it a super-frame would ask for 64 KB in one piece.
-fn headers(packet: &Packet) -> u16 {
+pub(super) fn headers(packet: &Packet) -> u16 {
     let (gso, Some(PartialChecksum { start, .. })) = (packet.offload.gso, packet.offload.partial) else { return 0 };
     let start = usize::from(start);
     let transport = match gso {

@@ -13,40 +13,28 @@
 //! to do with it. So a failed call is tried once more before its error counts, and the queues are read when a call has
 //! failed or fallen short, which costs nothing as long as all is well.
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 
-use super::{Lost, Queue, Readiness, Refusal, TunnelError, merged};
+pub use super::filter::Share;
+use super::tunnel::{BUFFER, Errors, IPV4, IPV6, Patience, Window, destination, is_from_icmp, lose, reason};
+use super::{Lost, Queue, Readiness, Refusal, TunnelError, filter, merged};
 use crate::drop_reason::DropReason;
 use crate::gso::{self, Segment};
 use crate::packet::{Packet, Pool};
 use crate::sys::mmsg::{self, MAX_MESSAGES, Message};
-use crate::sys::raw::{self, Cause, ErrorReport};
+use crate::sys::raw;
 use crate::wire::outer;
-
-const IPV4: u8 = 4;
-const IPV6: u8 = 41;
-/// Bytes that may wait in a socket, by the kernel's count, which is about twice ours: a burst of a few super-frames
-/// each way, and some milliseconds while the worker does not run.
-const BUFFER: usize = 4 << 20;
-/// How many datagrams more than the last time a receive has room for, so that a short one finds the socket empty.
-const SPARE: usize = 4;
-/// How often in one visit a receive is tried while errors are pending that are not its own.
-const PATIENCE: usize = 8;
-/// How much of a packet is quoted: an outer header, and what an ICMPv6 error has room for.
-const QUOTE: usize = outer::LENGTH + 1280;
-/// How many packets that the device refused as too long are remembered until the error queue tells its MTU.
-const OVERSIZED: usize = 16;
 
 /// Both sockets as one queue.
 #[derive(Debug)]
 pub struct TunnelRaw {
-    ipv4: Socket,
-    ipv6: Socket,
+    ipv4: OwnedFd,
+    ipv6: OwnedFd,
+    windows: [Window; 2],
     /// The largest inner packet that peers send.
     mtu: usize,
     /// Identification of the last outer header. Nearly all of ours have DF, so nobody needs it (RFC 6864 §4.1), but GRO
@@ -56,29 +44,27 @@ pub struct TunnelRaw {
     pending: Vec<(usize, Segment)>,
     /// Received, and not joined yet.
     received: Vec<Packet>,
-    /// Something may wait in the error queues.
-    errors: bool,
-    /// The beginnings of packets longer than the device's MTU.
-    oversized: VecDeque<Vec<u8>>,
+    errors: Errors,
     refusal: Refusal,
 }
 
 impl TunnelRaw {
     /// Opens the sockets of the node whose underlay address is `node`. Peers are taken to send inner packets of at
-    /// most `mtu` bytes.
+    /// most `mtu` bytes. `share` is which flows this queue takes where several workers have one each; it sends any.
     ///
     /// # Errors
     /// Those of [`raw::open`].
-    pub fn open(node: Ipv4Addr, mtu: u16) -> io::Result<Self> {
+    pub fn open(node: Ipv4Addr, mtu: u16, share: Share) -> io::Result<Self> {
+        let filter = if share == Share::WHOLE { Vec::new() } else { filter::share(share) };
         Ok(Self {
-            ipv4: Socket::open(IPV4, node)?,
-            ipv6: Socket::open(IPV6, node)?,
+            ipv4: raw::open_filtered(IPV4, node, BUFFER, &filter)?,
+            ipv6: raw::open_filtered(IPV6, node, BUFFER, &filter)?,
+            windows: Default::default(),
             mtu: mtu.into(),
             identification: 0,
             pending: Vec::with_capacity(MAX_MESSAGES),
             received: Vec::with_capacity(2 * MAX_MESSAGES),
-            errors: false,
-            oversized: VecDeque::with_capacity(OVERSIZED),
+            errors: Errors::default(),
             refusal: Refusal::default(),
         })
     }
@@ -99,7 +85,10 @@ impl TunnelRaw {
                             room = false;
                             break;
                         }
-                        DropReason::TooBig => self.remember(&packets[*index], segment),
+                        DropReason::TooBig => {
+                            let payload = &packets[*index].bytes()[segment.payload.clone()];
+                            self.errors.remember(segment.header.iter().chain(payload));
+                        }
                         DropReason::EgressRejected => self.refusal.log(error, || "tunnel".into()),
                         _ => {}
                     }
@@ -119,41 +108,15 @@ impl TunnelRaw {
     fn transmit(&mut self, packets: &[Packet], segments: &[(usize, Segment)]) -> Result<usize, Errno> {
         let call = || {
             let messages = segments.iter().map(|(index, segment)| message(&packets[*index], segment));
-            mmsg::sendmmsg(&self.ipv4.fd, messages).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+            mmsg::sendmmsg(&self.ipv4, messages).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
         };
         let mut result = call();
         if result.is_err_and(|error| reason(error) != DropReason::EgressFull) {
-            self.errors = true;
+            self.errors.pending = true;
             result = call();
         }
-        self.errors |= result.is_ok_and(|sent| sent < segments.len());
+        self.errors.pending |= result.is_ok_and(|sent| sent < segments.len());
         result
-    }
-
-    /// Keeps the beginning of a packet that was too long for the device.
-    fn remember(&mut self, packet: &Packet, segment: &Segment) {
-        if self.oversized.len() == OVERSIZED {
-            self.oversized.pop_front();
-        }
-        let payload = &packet.bytes()[segment.payload.clone()];
-        let quote = segment.header.iter().chain(payload).copied().take(QUOTE).collect();
-        self.oversized.push_back(quote);
-    }
-
-    /// Makes a report of an error queue the error that the trait speaks of, if it concerns a packet of ours.
-    fn tunnel_error(&mut self, report: ErrorReport, quote: &[u8]) -> Option<TunnelError> {
-        let peer = report.destination;
-        match report.cause {
-            Cause::Icmp { kind, code, mtu, offender } => {
-                Some(TunnelError { peer, kind, code, mtu, offender: Some(offender.into()), quote: quote.to_vec() })
-            }
-            Cause::TooLong { mtu } => {
-                let sent_there = |quote: &Vec<u8>| destination(quote) == Some(peer);
-                let quote = self.oversized.iter().position(sent_there).and_then(|at| self.oversized.remove(at))?;
-                Some(TunnelError { peer, kind: 3, code: 4, mtu, offender: None, quote })
-            }
-            Cause::Other(_) => None,
-        }
     }
 }
 
@@ -168,16 +131,12 @@ impl Queue for TunnelRaw {
         quantum: usize,
     ) -> io::Result<Readiness> {
         let mut drained = true;
-        for socket in [&mut self.ipv4, &mut self.ipv6] {
-            let window = socket.window.min(limit);
-            let first = self.received.len();
-            self.received.extend((0..window).map(|_| pool.take()));
-            let result = socket.receive(&mut self.received[first..], &mut self.errors);
-            let count = result.as_ref().map_or(0, |found| found.unwrap_or(0));
-            self.received.drain(first + count..).for_each(|packet| pool.give(packet));
-            drained &= result?.is_some_and(|count| count < window);
-            let bytes = self.received[first..].iter().map(Packet::len).sum();
-            socket.expect_like(count, bytes, quantum);
+        let mut patience = Patience::with(is_from_icmp);
+        for (socket, window) in [&self.ipv4, &self.ipv6].into_iter().zip(&mut self.windows) {
+            let store = (&mut *pool, &mut self.received);
+            let result = window.receive(socket, outer::LENGTH, store, (limit, quantum), &mut patience);
+            self.errors.pending |= patience.met;
+            drained &= result?;
         }
         self.received.iter_mut().for_each(|packet| merged::recognise(packet, self.mtu));
         gso::coalesce(&mut self.received, pool);
@@ -205,97 +164,12 @@ impl Queue for TunnelRaw {
     }
 
     fn fds(&self) -> Vec<BorrowedFd<'_>> {
-        vec![self.ipv4.fd.as_fd(), self.ipv6.fd.as_fd()]
+        vec![self.ipv4.as_fd(), self.ipv6.as_fd()]
     }
 
     fn take_error(&mut self) -> Option<TunnelError> {
-        let mut quote = [0; QUOTE];
-        while self.errors {
-            let report = [&self.ipv4.fd, &self.ipv6.fd]
-                .into_iter()
-                .find_map(|socket| raw::take_error(socket, &mut quote).ok().flatten());
-            match report {
-                Some(report) => {
-                    if let Some(error) = self.tunnel_error(report, &quote[..report.quoted]) {
-                        return Some(error);
-                    }
-                }
-                None => self.errors = false,
-            }
-        }
-        None
+        self.errors.take([self.ipv4.as_fd(), self.ipv6.as_fd()])
     }
-}
-
-/// A raw socket, and how many datagrams it is expected to have.
-#[derive(Debug)]
-struct Socket {
-    fd: OwnedFd,
-    window: usize,
-}
-
-impl Socket {
-    fn open(protocol: u8, node: Ipv4Addr) -> io::Result<Self> {
-        Ok(Self { fd: raw::open(protocol, node, BUFFER)?, window: SPARE })
-    }
-
-    /// Fills the first of `packets` with what is there, and tells how many; none where that is not known.
-    fn receive(&mut self, packets: &mut [Packet], errors: &mut bool) -> io::Result<Option<usize>> {
-        let mut lengths = [0; MAX_MESSAGES];
-        let wanted = packets.len().min(MAX_MESSAGES);
-        let found = patiently(errors, || {
-            let buffers = packets.iter_mut().map(|packet| packet.space(outer::LENGTH));
-            mmsg::recvmmsg(&self.fd, buffers, &mut lengths[..wanted])
-        })?;
-        for (packet, length) in packets.iter_mut().zip(&lengths[..found.unwrap_or(0)]) {
-            packet.received(*length, outer::LENGTH);
-        }
-        Ok(found)
-    }
-
-    /// Makes room for as many datagrams as were found, and some more; for twice as many if there was no room left.
-    /// No more than fit into `quantum`, were they all of the same length.
-    fn expect_like(&mut self, found: usize, bytes: usize, quantum: usize) {
-        let wanted = if found < self.window { found + SPARE } else { 2 * found };
-        let fitting = (found * quantum).checked_div(bytes).unwrap_or(MAX_MESSAGES);
-        self.window = wanted.min(fitting).clamp(2, MAX_MESSAGES);
-    }
-}
-
-/// Receives, and again while errors are pending that are not the call's own, which it notes. None when they come faster
-/// than they go: a flood of ICMP, which anybody can send, is no fault of the socket.
-fn patiently(errors: &mut bool, mut receive: impl FnMut() -> io::Result<usize>) -> io::Result<Option<usize>> {
-    let mut result = Ok(None);
-    for _ in 0..PATIENCE {
-        match receive() {
-            Ok(count) => return Ok(Some(count)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Some(0)),
-            Err(error) => {
-                *errors = true;
-                result = if is_from_icmp(&error) { Ok(None) } else { Err(error) };
-            }
-        }
-    }
-    result
-}
-
-/// Whether ICMP leaves such an error on a socket (`icmp_err_convert` in `net/ipv4/icmp.c`, `raw_err` in
-/// `net/ipv4/raw.c`).
-fn is_from_icmp(error: &io::Error) -> bool {
-    matches!(
-        Errno::from_io_error(error),
-        Some(
-            Errno::NETUNREACH
-                | Errno::HOSTUNREACH
-                | Errno::NOPROTOOPT
-                | Errno::CONNREFUSED
-                | Errno::MSGSIZE
-                | Errno::OPNOTSUPP
-                | Errno::HOSTDOWN
-                | Errno::NONET
-                | Errno::PROTO
-        )
-    )
 }
 
 /// Finishes the outer header. False if that can't be: there is none, or the segment is longer than a datagram.
@@ -311,47 +185,4 @@ fn finish(segment: &mut Segment, identification: u16) -> bool {
 fn message<'a>(packet: &'a Packet, segment: &'a Segment) -> Message<'a> {
     let to = destination(&segment.header).unwrap_or(Ipv4Addr::UNSPECIFIED);
     Message { head: &segment.header, body: &packet.bytes()[segment.payload.clone()], to }
-}
-
-/// Where an outer header leads.
-fn destination(header: &[u8]) -> Option<Ipv4Addr> {
-    header.get(16..20)?.first_chunk().copied().map(Ipv4Addr::from)
-}
-
-/// Notes a packet as lost, once.
-fn lose(index: usize, reason: DropReason, lost: &mut Vec<Lost>) {
-    if lost.last().is_none_or(|&(last, _)| last != index) {
-        lost.push((index, reason));
-    }
-}
-
-fn reason(error: Errno) -> DropReason {
-    match error {
-        Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM => DropReason::EgressFull,
-        Errno::MSGSIZE => DropReason::TooBig,
-        Errno::NETUNREACH | Errno::HOSTUNREACH | Errno::NETDOWN => DropReason::PortDown,
-        // EPERM is the host's firewall; the others are said not to happen.
-        _ => DropReason::EgressRejected,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What comes of a receive whose first calls fail with `errors`.
-    fn receive(errors: &[Errno]) -> (io::Result<Option<usize>>, bool) {
-        let (mut left, mut noted) = (errors.iter(), false);
-        let result = patiently(&mut noted, || left.next().map_or(Ok(7), |&error| Err(error.into())));
-        (result, noted)
-    }
-
-    #[test]
-    fn a_flood_of_icmp_does_not_fail_the_tunnel() {
-        assert!(matches!(receive(&[]), (Ok(Some(7)), false)));
-        assert!(matches!(receive(&[Errno::AGAIN]), (Ok(Some(0)), false)));
-        assert!(matches!(receive(&[Errno::HOSTUNREACH, Errno::MSGSIZE]), (Ok(Some(7)), true)));
-        assert!(matches!(receive(&[Errno::HOSTUNREACH; 99]), (Ok(None), true)));
-        assert!(matches!(receive(&[Errno::BADF; 99]), (Err(_), true)));
-    }
 }

@@ -3,7 +3,9 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use super::packet;
 
 /// The most messages that one call takes; what a caller offers beyond is left alone.
 pub const MAX_MESSAGES: usize = 64;
@@ -19,30 +21,64 @@ pub struct Message<'a> {
     pub to: Ipv4Addr,
 }
 
+/// A frame for a packet socket (see [`super::packet`]), in three pieces, each of which may be empty.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame<'a> {
+    /// A virtio header, then the frame.
+    pub pieces: [&'a [u8]; 3],
+    /// Index of the device that it leaves through.
+    pub interface: u32,
+    /// The EtherType that the kernel is to take it for.
+    pub protocol: u16,
+}
+
 /// Sends messages in order, without waiting, and tells how many went.
 ///
 /// # Errors
 /// That of the first message when not even it went. Fewer than all is no error: calling again with the rest tells
 /// why. An error that an earlier packet left on the socket (see [`super::raw`]) fails one call, too.
 pub fn sendmmsg<'a>(socket: impl AsFd, messages: impl IntoIterator<Item = Message<'a>>) -> io::Result<usize> {
-    let mut names = [const { MaybeUninit::<libc::sockaddr_in>::uninit() }; MAX_MESSAGES];
-    let mut pieces = [const { MaybeUninit::<[libc::iovec; 2]>::uninit() }; MAX_MESSAGES];
-    let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; MAX_MESSAGES];
-    let mut count = 0;
-    for (((message, name), pieces), header) in messages.into_iter().zip(&mut names).zip(&mut pieces).zip(&mut headers) {
-        // SAFETY: both are plain data, for which all zeroes is a valid value.
-        let (mut to, mut one): (libc::sockaddr_in, libc::mmsghdr) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+    let messages = messages.into_iter().map(|message| {
+        // SAFETY: `sockaddr_in` is plain data, for which all zeroes is a valid value.
+        let mut to: libc::sockaddr_in = unsafe { std::mem::zeroed() };
         to.sin_family = libc::AF_INET as libc::sa_family_t;
         to.sin_addr.s_addr = u32::from_ne_bytes(message.to.octets());
+        (to, [message.head, message.body])
+    });
+    send(socket.as_fd(), messages)
+}
+
+/// Sends frames through a packet socket, as [`sendmmsg`] does messages.
+///
+/// # Errors
+/// As [`sendmmsg`]. `EINVAL` for a virtio header that the kernel refuses, `EMSGSIZE` for a frame longer than the device
+/// takes, `ENETDOWN` and `ENXIO` when the device is down or gone, `ENOBUFS` when it drops the frame.
+pub fn send_frames<'a>(socket: impl AsFd, frames: impl IntoIterator<Item = Frame<'a>>) -> io::Result<usize> {
+    let frames = frames.into_iter().map(|frame| (packet::address(frame.interface, frame.protocol), frame.pieces));
+    send(socket.as_fd(), frames)
+}
+
+/// Sends what consists of an address (any `sockaddr_…`) and some pieces.
+fn send<'a, N: Copy, const PIECES: usize>(
+    socket: BorrowedFd<'_>,
+    messages: impl Iterator<Item = (N, [&'a [u8]; PIECES])>,
+) -> io::Result<usize> {
+    let mut names = [const { MaybeUninit::<N>::uninit() }; MAX_MESSAGES];
+    let mut pieces = [const { MaybeUninit::<[libc::iovec; PIECES]>::uninit() }; MAX_MESSAGES];
+    let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; MAX_MESSAGES];
+    let mut count = 0;
+    for ((((to, from), name), pieces), header) in messages.zip(&mut names).zip(&mut pieces).zip(&mut headers) {
+        // SAFETY: plain data, for which all zeroes is a valid value.
+        let mut one: libc::mmsghdr = unsafe { std::mem::zeroed() };
         one.msg_hdr.msg_name = std::ptr::from_mut(name.write(to)).cast();
-        one.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
-        one.msg_hdr.msg_iov = pieces.write([read_only(message.head), read_only(message.body)]).as_mut_ptr();
-        one.msg_hdr.msg_iovlen = 2;
+        one.msg_hdr.msg_namelen = size_of::<N>() as libc::socklen_t;
+        one.msg_hdr.msg_iov = pieces.write(from.map(read_only)).as_mut_ptr();
+        one.msg_hdr.msg_iovlen = PIECES as _;
         header.write(one);
         count += 1;
     }
-    let fd = socket.as_fd().as_raw_fd();
-    // SAFETY: the first `count` headers are written; each points to a name and two pieces in arrays that outlive the
+    let fd = socket.as_raw_fd();
+    // SAFETY: the first `count` headers are written; each points to a name and its pieces in arrays that outlive the
     // call, and the pieces to slices that are borrowed for all of it. The kernel reads the slices and writes only
     // `msg_len`.
     let sent =

@@ -13,6 +13,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery};
 use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType};
 
+use super::filter;
+
 /// `ee_origin` of an error that this node's own kernel found.
 const ORIGIN_LOCAL: u8 = 1;
 /// `ee_origin` of an ICMP error.
@@ -31,9 +33,26 @@ const CONTROL: usize = 256;
 /// # Errors
 /// `EPERM` without CAP_NET_RAW, `EADDRNOTAVAIL` when this node has no such address.
 pub fn open(protocol: u8, address: Ipv4Addr, buffer: usize) -> io::Result<OwnedFd> {
+    open_filtered(protocol, address, buffer, &[])
+}
+
+/// Opens a socket as [`open`] does, which keeps only what `filter` keeps, unless that is empty. There is a moment before
+/// the filter is in force.
+///
+/// # Errors
+/// Those of [`open`] and [`filter::attach`].
+pub fn open_filtered(
+    protocol: u8,
+    address: Ipv4Addr,
+    buffer: usize,
+    filter: &[filter::Instruction],
+) -> io::Result<OwnedFd> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let kind = NonZeroU32::new(protocol.into()).map(Protocol::from_raw);
     let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::RAW, flags, kind)?;
+    if !filter.is_empty() {
+        filter::attach(&socket, filter)?;
+    }
     set_option(&socket, libc::IP_HDRINCL, 1)?;
     set_option(&socket, libc::IP_RECVERR, 1)?;
     sockopt::set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::PROBE)?;

@@ -11,6 +11,7 @@ mod packets;
 
 mod address_takes_its_routes_along;
 mod carrier_tells_an_open_queue;
+mod gso_tunnel;
 mod hdr_len_is_a_hint;
 mod icmp_errors_are_taken_from_anybody;
 mod path_mtu_is_ours_to_keep;

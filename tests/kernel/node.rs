@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 use std::sync::Arc;
 
 use tapir::io::tap::Tap;
-use tapir::io::tunnel_raw::TunnelRaw;
+use tapir::io::tunnel_raw::{Share, TunnelRaw};
 use tapir::stats::PortCounters;
 use tapir::sys::tap::{Layer, open_queue};
 use tapir::table::{
@@ -51,7 +51,7 @@ impl Node {
         tables.ports = vec![None, None];
         node.counters.resize_with(2, Arc::default);
         if let Some((namespace, address)) = underlay {
-            let tunnel = namespace.run(|| TunnelRaw::open(address, MTU)).expect("raw sockets");
+            let tunnel = namespace.run(|| TunnelRaw::open(address, MTU, Share::WHOLE)).expect("raw sockets");
             let counters = node.counters[0].clone();
             node.worker.add_port(PortId::TUNNEL, Box::new(tunnel), counters).expect("added");
             tables.node = Some(address);

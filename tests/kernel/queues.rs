@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tapir::drop_reason::DropReason;
 use tapir::io::tap::Tap;
-use tapir::io::tunnel_raw::TunnelRaw;
+use tapir::io::tunnel_raw::{Share, TunnelRaw};
 use tapir::io::{Queue, Readiness, TunnelError};
 use tapir::packet::{Gso, Offload, Packet, PartialChecksum, Pool};
 use tapir::sys::tap::{Layer, open_queue};
@@ -150,7 +150,7 @@ fn what_a_router_says_comes_with_its_quote() {
         return;
     }
     let [node, _router, _far] = narrow_path();
-    let mut tunnel = node.run(|| TunnelRaw::open(A, MTU)).expect("raw sockets");
+    let mut tunnel = node.run(|| TunnelRaw::open(A, MTU, Share::WHOLE)).expect("raw sockets");
     let inner = ipv4(INNER_A, INNER_B, 17, &[9; 1300]);
     assert_eq!(tunnel.take_error(), None);
     assert_eq!(send(&mut tunnel, &mut [tunnelled(&inner, B)]), []);
@@ -169,8 +169,8 @@ fn what_the_device_does_not_take_is_too_big() {
         return;
     }
     let [node, _router, far] = narrow_path();
-    let _peer = far.run(|| TunnelRaw::open(B, MTU)).expect("raw sockets");
-    let mut tunnel = node.run(|| TunnelRaw::open(A, MTU)).expect("raw sockets");
+    let _peer = far.run(|| TunnelRaw::open(B, MTU, Share::WHOLE)).expect("raw sockets");
+    let mut tunnel = node.run(|| TunnelRaw::open(A, MTU, Share::WHOLE)).expect("raw sockets");
     node.ip("link set eth0 mtu 1400");
     let inner = ipv4(INNER_A, INNER_B, 17, &[9; 1400]);
     let small = ipv4(INNER_A, INNER_B, 17, &[9; 100]);
@@ -188,8 +188,8 @@ fn a_pending_error_costs_no_packet() {
         return;
     }
     let [node, _router, far] = narrow_path();
-    let _peer = far.run(|| TunnelRaw::open(B, MTU)).expect("raw sockets");
-    let mut tunnel = node.run(|| TunnelRaw::open(A, MTU)).expect("raw sockets");
+    let _peer = far.run(|| TunnelRaw::open(B, MTU, Share::WHOLE)).expect("raw sockets");
+    let mut tunnel = node.run(|| TunnelRaw::open(A, MTU, Share::WHOLE)).expect("raw sockets");
     let large = ipv4(INNER_A, INNER_B, 17, &[9; 1300]);
     let small = ipv4(INNER_A, INNER_B, 17, &[9; 100]);
     for _ in 0..3 {
@@ -206,7 +206,7 @@ fn a_peer_without_a_route_and_a_firewall_have_names() {
         return;
     }
     let [node, _router, _far] = narrow_path();
-    let mut tunnel = node.run(|| TunnelRaw::open(A, MTU)).expect("raw sockets");
+    let mut tunnel = node.run(|| TunnelRaw::open(A, MTU, Share::WHOLE)).expect("raw sockets");
     let inner = ipv4(INNER_A, INNER_B, 17, &[9; 100]);
     node.shell(
         "nft 'add table t; add chain t o { type filter hook output priority 0; }; add rule t o ip protocol 4 drop'",
@@ -224,7 +224,7 @@ fn a_full_device_loses_what_is_left() {
         return;
     }
     let [node, _router, _far] = narrow_path();
-    let mut tunnel = node.run(|| TunnelRaw::open(A, MTU)).expect("raw sockets");
+    let mut tunnel = node.run(|| TunnelRaw::open(A, MTU, Share::WHOLE)).expect("raw sockets");
     node.shell("tc qdisc add dev eth0 root tbf rate 8kbit burst 3000 limit 3000");
     let inner = ipv4(INNER_A, INNER_B, 17, &[9; 900]);
     let mut packets: Vec<_> = (0..20).map(|_| tunnelled(&inner, B)).collect();
@@ -242,8 +242,8 @@ fn a_warm_tunnel_allocates_nothing() {
     let (a, b) = (Namespace::new(), Namespace::new());
     join(&a, "192.0.2.1/24", &b, "192.0.2.2/24");
     let to = Ipv4Addr::new(192, 0, 2, 2);
-    let mut sender = a.run(|| TunnelRaw::open(A, MTU)).expect("raw sockets");
-    let mut receiver = b.run(|| TunnelRaw::open(to, MTU)).expect("raw sockets");
+    let mut sender = a.run(|| TunnelRaw::open(A, MTU, Share::WHOLE)).expect("raw sockets");
+    let mut receiver = b.run(|| TunnelRaw::open(to, MTU, Share::WHOLE)).expect("raw sockets");
     let mut segment = tcp(INNER_A, INNER_B, 1, &[7; 40_000]);
     let partial = pseudo_header(INNER_A, INNER_B, 6, segment.len());
     segment[16..18].copy_from_slice(&partial.to_be_bytes());

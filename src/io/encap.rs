@@ -1,0 +1,505 @@
+//! The program that puts outer headers on inner packets at the underlay's egress, and its attachment.
+//!
+//! A virtio header can't say "TCP inside IPIP", so a super-frame can't leave through a packet socket with its outer
+//! header on. It leaves as an inner packet behind a link header that is a message to the program:
+//!
+//! ```text
+//!  | flags (1) | TOS (1) | peer (4) | key (4) | identification (2) | EtherType (2) | inner packet ...
+//! ```
+//!
+//! `flags` is byte 6 of the outer header: 0x40 is DF. It stands where a destination MAC has its group bit, because
+//! `bpf_redirect_neigh` drops what is for a group; 0x40 does not set it. The key stands where the source MAC is, and does
+//! set it: no source is a group, so no frame of anybody's can have it by chance, and being random nobody else's by
+//! intent.
+//!
+//! The program makes room for the outer header (`bpf_skb_adjust_room`), which also tells the kernel how to cut: it marks a
+//! super-frame `SKB_GSO_IPXIP4`. It writes the header, and has the kernel's routes and neighbours find the way
+//! (`bpf_redirect_neigh`); on its second pass the frame has a real Ethernet header, and is left to the host's own
+//! programs. Whatever else the device sends passes after three comparisons.
+//!
+//! There is no compiler and no object file: the instructions below are the source, and nothing they need is
+//! reserved to GPL programs.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+use rustix::rand::{GetRandomFlags, getrandom};
+
+use crate::sys::bpf::{self, Instruction};
+use crate::wire::outer;
+
+/// Length of the message, which is that of an Ethernet header.
+pub(super) const MESSAGE: usize = 14;
+
+const LICENSE: &std::ffi::CStr = c"Apache-2.0";
+
+const KEY: std::ops::Range<usize> = 6..10;
+
+/// What the program knows a message by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Key([u8; 4]);
+
+impl Key {
+    /// A new one.
+    ///
+    /// # Errors
+    /// Those of `getrandom(2)`.
+    fn random() -> io::Result<Self> {
+        let mut key = [0; 4];
+        getrandom(&mut key, GetRandomFlags::empty())?;
+        key[0] |= 1;
+        Ok(Self(key))
+    }
+
+    /// The message for a packet with `outer` in front; `identification` is its first segment's.
+    #[inline]
+    pub(super) fn message(self, outer: &[u8; outer::LENGTH], identification: u16, protocol: u16) -> [u8; MESSAGE] {
+        let mut message = [0; MESSAGE];
+        message[0] = outer[6];
+        message[1] = outer[1];
+        message[2..6].copy_from_slice(&outer[16..]);
+        message[KEY].copy_from_slice(&self.0);
+        message[10..12].copy_from_slice(&identification.to_be_bytes());
+        message[12..].copy_from_slice(&protocol.to_be_bytes());
+        message
+    }
+}
+
+/// The program at work. It goes with the last owner.
+#[derive(Debug)]
+pub(super) struct Encapsulation {
+    pub(super) key: Key,
+    _link: OwnedFd,
+}
+
+impl Encapsulation {
+    /// Attaches the program to the device with index `interface`, for outer headers of `node`.
+    ///
+    /// # Errors
+    /// For people: what is missing.
+    pub(super) fn attach(interface: u32, node: Ipv4Addr) -> io::Result<Self> {
+        let key = Key::random()?;
+        let program = load(key, node)?;
+        let link = bpf::attach_egress(program, interface).map_err(|error| {
+            let reason = match Errno::from_io_error(&error) {
+                Some(Errno::INVAL) => "the kernel has no tcx (Linux 6.6)".into(),
+                _ => format!("can't attach the encapsulation program: {error}"),
+            };
+            io::Error::new(error.kind(), reason)
+        })?;
+        Ok(Self { key, _link: link })
+    }
+}
+
+fn load(key: Key, node: Ipv4Addr) -> io::Result<OwnedFd> {
+    bpf::load(&program(key, node), LICENSE).map_err(|refused| {
+        let error = &refused.error;
+        let reason = match Errno::from_io_error(error) {
+            Some(Errno::PERM) => "no BPF (EPERM: needs CAP_BPF and CAP_NET_ADMIN)".into(),
+            Some(Errno::NOSYS) => "the kernel has no BPF".into(),
+            _ if refused.log.is_empty() => format!("can't load the encapsulation program: {error}"),
+            _ => format!("the verifier refuses the encapsulation program: {error}: {}", refused.log),
+        };
+        io::Error::new(error.kind(), reason)
+    })
+}
+
+/// A register. 0 is what a call returns, 1 to 5 are its arguments and lost in it, 6 to 9 are kept.
+#[derive(Clone, Copy)]
+struct Register(u8);
+
+const R0: Register = Register(0);
+const R1: Register = Register(1);
+const R2: Register = Register(2);
+const R3: Register = Register(3);
+const R4: Register = Register(4);
+const R5: Register = Register(5);
+const CONTEXT: Register = Register(6);
+/// The end of the program's stack.
+const STACK: Register = Register(10);
+
+/// How much is loaded or stored (`BPF_B`, `BPF_H`, `BPF_W`).
+#[derive(Clone, Copy)]
+enum Size {
+    Byte = 0x10,
+    Half = 0x08,
+    Word = 0x00,
+}
+use Size::{Byte, Half, Word};
+
+/// What is done to a register (`BPF_ADD` and so on).
+#[derive(Clone, Copy)]
+enum Operation {
+    Add = 0x00,
+    And = 0x50,
+    ShiftRight = 0x70,
+    Xor = 0xa0,
+    Move = 0xb0,
+}
+use Operation::{Add, And, Move, ShiftRight, Xor};
+
+/// When a jump is taken (`BPF_JEQ` and so on; unsigned).
+#[derive(Clone, Copy)]
+enum When {
+    Equal = 0x10,
+    Greater = 0x20,
+    Different = 0x50,
+}
+
+/// Where a jump leads.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Label {
+    /// Leaves the frame to the next program.
+    Next,
+    /// Drops it.
+    Drop,
+    /// The packet inside is IPv4.
+    Ipv4,
+}
+
+/// A line of the program.
+enum Line {
+    Instruction(Instruction),
+    /// Jumps when the first register compares so to the other, or to the number.
+    Jump(When, Register, Operand, Label),
+    Here(Label),
+}
+
+/// What a register is compared or combined with.
+#[derive(Clone, Copy)]
+enum Operand {
+    Register(Register),
+    Number(i32),
+}
+
+impl Operand {
+    /// The code's bit (`BPF_X`), the register and the number.
+    fn parts(self) -> (u8, Register, i32) {
+        match self {
+            Self::Register(register) => (0x08, register, 0),
+            Self::Number(number) => (0, R0, number),
+        }
+    }
+}
+
+impl From<Register> for Operand {
+    fn from(register: Register) -> Self {
+        Self::Register(register)
+    }
+}
+
+impl From<i32> for Operand {
+    fn from(number: i32) -> Self {
+        Self::Number(number)
+    }
+}
+
+fn line(code: u8, to: Register, from: Register, offset: i16, operand: i32) -> Line {
+    Line::Instruction(encode(code, to, from, offset, operand))
+}
+
+const fn encode(code: u8, to: Register, from: Register, offset: i16, operand: i32) -> Instruction {
+    Instruction { code, registers: from.0 << 4 | to.0, offset, operand }
+}
+
+/// `to = memory[from + offset]` (`BPF_LDX | BPF_MEM`).
+fn load_from(size: Size, to: Register, from: Register, offset: i16) -> Line {
+    line(0x61 | size as u8, to, from, offset, 0)
+}
+
+/// `memory[to + offset] = from` (`BPF_STX | BPF_MEM`), or a number (`BPF_ST`).
+fn store(size: Size, to: Register, offset: i16, from: impl Into<Operand>) -> Line {
+    match from.into() {
+        Operand::Register(from) => line(0x63 | size as u8, to, from, offset, 0),
+        Operand::Number(number) => line(0x62 | size as u8, to, R0, offset, number),
+    }
+}
+
+/// `to = to OPERATION operand`, 64 bits (`BPF_ALU64`); a number is extended by its sign.
+fn compute(operation: Operation, to: Register, operand: impl Into<Operand>) -> Line {
+    let (bit, from, number) = operand.into().parts();
+    line(0x07 | bit | operation as u8, to, from, 0, number)
+}
+
+/// The lower 16 bits in network order (`BPF_END | BPF_TO_BE`).
+fn to_network_order(register: Register) -> Line {
+    line(0xdc, register, R0, 0, 16)
+}
+
+/// Jumps (`BPF_JMP32`).
+fn jump(when: When, left: Register, right: impl Into<Operand>, to: Label) -> Line {
+    Line::Jump(when, left, right.into(), to)
+}
+
+/// Calls a function of the kernel.
+fn call(function: i32) -> Line {
+    line(0x85, R0, R0, 0, function)
+}
+
+/// Returns what is in [`R0`].
+fn exit() -> Line {
+    line(0x95, R0, R0, 0, 0)
+}
+
+const SKB_STORE_BYTES: i32 = 9;
+const SKB_ADJUST_ROOM: i32 = 50;
+const REDIRECT_NEIGH: i32 = 152;
+
+/// Offsets in `struct __sk_buff`.
+mod context {
+    pub const LENGTH: i16 = 0;
+    pub const INTERFACE: i16 = 40;
+    pub const DATA: i16 = 76;
+    pub const DATA_END: i16 = 80;
+}
+
+/// `BPF_ADJ_ROOM_MAC`: between link header and L3 header.
+const BEHIND_LINK_HEADER: i32 = 1;
+/// `BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4`.
+const OUTER_IPV4: i32 = 1 | 2;
+const TCX_NEXT: i32 = -1;
+const TCX_DROP: i32 = 2;
+
+/// Where the outer header is put together, from the end of the stack.
+const OUTER: i16 = -24;
+
+/// The program, with its constants.
+fn program(key: Key, node: Ipv4Addr) -> Vec<Instruction> {
+    use Label::{Drop, Ipv4, Next};
+    use When::{Different, Equal, Greater};
+    let source = i32::from_ne_bytes(node.octets());
+    let ethertype = |protocol: u16| i32::from(u16::from_ne_bytes(protocol.to_be_bytes()));
+    let mut lines = vec![
+        compute(Move, CONTEXT, R1),
+        // Is there a link header, and is it a message?
+        load_from(Word, R2, CONTEXT, context::DATA),
+        load_from(Word, R3, CONTEXT, context::DATA_END),
+        compute(Move, R4, R2),
+        compute(Add, R4, MESSAGE as i32),
+        jump(Greater, R4, R3, Next),
+        load_from(Word, R4, R2, KEY.start as i16),
+        jump(Different, R4, i32::from_ne_bytes(key.0), Next),
+        // Version, header length, TOS.
+        store(Byte, STACK, OUTER, 0x45),
+        load_from(Byte, R4, R2, 1),
+        store(Byte, STACK, OUTER + 1, R4),
+        // Total length: the frame's, less the message, plus the header.
+        load_from(Word, R4, CONTEXT, context::LENGTH),
+        compute(Add, R4, outer::LENGTH as i32 - MESSAGE as i32),
+        to_network_order(R4),
+        store(Half, STACK, OUTER + 2, R4),
+        // Identification, DF.
+        load_from(Half, R4, R2, 10),
+        store(Half, STACK, OUTER + 4, R4),
+        load_from(Byte, R4, R2, 0),
+        store(Byte, STACK, OUTER + 6, R4),
+        store(Byte, STACK, OUTER + 7, 0),
+        // TTL and protocol; no checksum yet.
+        store(Byte, STACK, OUTER + 8, 64),
+        load_from(Half, R4, R2, 12),
+        compute(Move, R5, 4),
+        jump(Equal, R4, ethertype(crate::sys::packet::IPV4), Ipv4),
+        compute(Move, R5, 41),
+        Line::Here(Ipv4),
+        store(Byte, STACK, OUTER + 9, R5),
+        store(Half, STACK, OUTER + 10, 0),
+        // Addresses.
+        store(Word, STACK, OUTER + 12, source),
+        load_from(Word, R4, R2, 2),
+        store(Word, STACK, OUTER + 16, R4),
+        compute(Move, R1, 0),
+    ];
+    // Checksum: the sum of five words, folded to 16 bits (35 bits, then 20, 17, 16), complemented.
+    for word in 0..5 {
+        lines.push(load_from(Word, R4, STACK, OUTER + 4 * word));
+        lines.push(compute(Add, R1, R4));
+    }
+    for _ in 0..3 {
+        lines.extend([
+            compute(Move, R4, R1),
+            compute(ShiftRight, R4, 16),
+            compute(And, R1, 0xffff),
+            compute(Add, R1, R4),
+        ]);
+    }
+    lines.extend([
+        compute(Xor, R1, 0xffff),
+        store(Half, STACK, OUTER + 10, R1),
+        // Room for the header.
+        compute(Move, R1, CONTEXT),
+        compute(Move, R2, outer::LENGTH as i32),
+        compute(Move, R3, BEHIND_LINK_HEADER),
+        compute(Move, R4, OUTER_IPV4),
+        call(SKB_ADJUST_ROOM),
+        jump(Different, R0, 0, Drop),
+        // The header.
+        compute(Move, R1, CONTEXT),
+        compute(Move, R2, MESSAGE as i32),
+        compute(Move, R3, STACK),
+        compute(Add, R3, i32::from(OUTER)),
+        compute(Move, R4, outer::LENGTH as i32),
+        compute(Move, R5, 0),
+        call(SKB_STORE_BYTES),
+        jump(Different, R0, 0, Drop),
+        // On to the next hop, through the same device.
+        load_from(Word, R1, CONTEXT, context::INTERFACE),
+        compute(Move, R2, 0),
+        compute(Move, R3, 0),
+        compute(Move, R4, 0),
+        call(REDIRECT_NEIGH),
+        exit(),
+        Line::Here(Drop),
+        compute(Move, R0, TCX_DROP),
+        exit(),
+        Line::Here(Next),
+        compute(Move, R0, TCX_NEXT),
+        exit(),
+    ]);
+    assemble(&lines)
+}
+
+/// Resolves the labels.
+fn assemble(lines: &[Line]) -> Vec<Instruction> {
+    let place = |wanted: Label| {
+        let before = lines.iter().take_while(|line| !matches!(line, Line::Here(label) if *label == wanted));
+        before.filter(|line| !matches!(line, Line::Here(_))).count()
+    };
+    let mut instructions = Vec::with_capacity(lines.len());
+    for line in lines {
+        match *line {
+            Line::Instruction(instruction) => instructions.push(instruction),
+            Line::Jump(when, left, right, to) => {
+                // The kernel compares packet pointers in 64 bits only.
+                let (bit, register, number) = right.parts();
+                let class = if bit == 0 { 0x06 } else { 0x05 };
+                let skipped = place(to) as i16 - instructions.len() as i16 - 1;
+                instructions.push(encode(class | bit | when as u8, left, register, skipped, number));
+            }
+            Line::Here(_) => {}
+        }
+    }
+    instructions
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::packet;
+
+    const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+    const PEER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
+    const KEY: Key = Key([0x81, 0x52, 0xff, 0xfe]);
+    const REDIRECTED: u32 = 7;
+
+    fn forwarded(tos: u8, df: bool, ipv6: bool) -> [u8; 20] {
+        let mut outer = [
+            0x45,
+            tos,
+            0,
+            0,
+            0,
+            0,
+            if df { 0x40 } else { 0 },
+            0,
+            64,
+            if ipv6 { 41 } else { 4 },
+            0,
+            0,
+            192,
+            0,
+            2,
+            1,
+            0,
+            0,
+            0,
+            0,
+        ];
+        outer[16..].copy_from_slice(&PEER.octets());
+        outer
+    }
+
+    /// The outer header by another hand.
+    fn expected(tos: u8, df: bool, identification: u16, protocol: u8, inner: usize) -> Vec<u8> {
+        use pnet_packet::ipv4::{MutableIpv4Packet, checksum};
+        let mut bytes = vec![0; 20];
+        let mut header = MutableIpv4Packet::new(&mut bytes).expect("20 bytes");
+        header.set_version(4);
+        header.set_header_length(5);
+        header.set_dscp(tos >> 2);
+        header.set_ecn(tos & 3);
+        header.set_total_length((20 + inner) as u16);
+        header.set_identification(identification);
+        header.set_flags(if df { 2 } else { 0 });
+        header.set_ttl(64);
+        header.set_next_level_protocol(pnet_packet::ip::IpNextHeaderProtocol(protocol));
+        header.set_source(NODE);
+        header.set_destination(PEER);
+        let sum = checksum(&header.to_immutable());
+        header.set_checksum(sum);
+        bytes
+    }
+
+    fn loaded() -> Option<OwnedFd> {
+        match load(KEY, NODE) {
+            Ok(program) => Some(program),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                eprintln!("skipped: {error}");
+                None
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn messages_become_outer_headers() {
+        let Some(program) = loaded() else { return };
+        let cases = [
+            (0, true, false, 0, 0x45, 46_usize),
+            (0xb9, true, false, 0xffff, 0x45, 1480),
+            (0xff, false, true, 0x1234, 0x60, 1280),
+            (3, true, true, 7, 0x60, 61),
+        ];
+        for (tos, df, ipv6, identification, first, length) in cases {
+            let inner: Vec<u8> = std::iter::once(first).chain((1..length).map(|i| (i * 7) as u8)).collect();
+            let (protocol, ethertype) = if ipv6 { (41, packet::IPV6) } else { (4, packet::IPV4) };
+            let message = KEY.message(&forwarded(tos, df, ipv6), identification, ethertype);
+            assert_eq!(message[0] & 1, 0, "the group bit of a destination");
+            let (returned, frame) = bpf::try_out(&program, &[&message[..], &inner].concat()).expect("runs");
+            assert_eq!(returned, REDIRECTED);
+            assert_eq!(frame[14..34], expected(tos, df, identification, protocol, length), "{tos} {df} {ipv6}");
+            assert_eq!(frame[34..], inner);
+        }
+    }
+
+    #[test]
+    fn other_frames_pass_untouched() {
+        let Some(program) = loaded() else { return };
+        let message = KEY.message(&forwarded(0, true, false), 1, packet::IPV4);
+        for byte in 6..10 {
+            let mut frame = [&message[..], &[0x45; 60]].concat();
+            frame[byte] ^= 2;
+            let (returned, after) = bpf::try_out(&program, &frame).expect("runs");
+            assert_eq!(returned as i32, TCX_NEXT, "byte {byte} differs");
+            assert_eq!(after, frame);
+        }
+    }
+
+    #[test]
+    fn keys_are_no_source_of_a_frame_and_not_the_same_twice() {
+        let keys: Vec<_> = (0..4).map(|_| Key::random().expect("random")).collect();
+        assert!(keys.iter().all(|key| key.0[0] & 1 == 1));
+        assert!(keys.iter().any(|key| *key != keys[0]));
+    }
+
+    #[test]
+    fn what_the_verifier_says_is_told() {
+        if loaded().is_none() {
+            return;
+        }
+        let reads_nowhere = assemble(&[load_from(Word, R0, R3, 0), exit()]);
+        let refused = bpf::load(&reads_nowhere, LICENSE).expect_err("R3 was never written");
+        assert!(refused.log.contains("R3 !read_ok"), "{}", refused.log);
+    }
+}
