@@ -40,6 +40,9 @@ pub fn kind(socket: impl AsFd, interface: u32) -> io::Result<Kind> {
     })
 }
 
+/// Index of the loopback device of every namespace (`LOOPBACK_IFINDEX`).
+pub const LOOPBACK: u32 = 1;
+
 /// Brings a device up.
 ///
 /// # Errors

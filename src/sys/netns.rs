@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 /// `f_type` of the file system of namespaces (`include/uapi/linux/magic.h`).
 const NSFS_MAGIC: u64 = 0x6e73_6673;
@@ -44,6 +44,22 @@ pub fn run_in<T: Send>(netns: impl AsFd + Sync, work: impl FnOnce() -> T + Send)
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().spawn_scoped(scope, || -> io::Result<T> {
             move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+            Ok(work())
+        })?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Runs `work` on a fresh thread inside a network namespace made for it, which has a loopback device and nothing else. The
+/// namespace goes with the thread and what `work` opened there.
+///
+/// # Errors
+/// That of `unshare(2)`: `EPERM` without CAP_SYS_ADMIN. `EAGAIN` when there can be no more threads.
+pub fn run_apart<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, || -> io::Result<T> {
+            // SAFETY: only the network namespace is left, which no memory or descriptor of another thread depends on.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?;
             Ok(work())
         })?;
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
