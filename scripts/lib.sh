@@ -25,7 +25,7 @@ as_root() {
 become_root() {
   ((EUID == 0)) && return
   command -v sudo >/dev/null || die "this needs root or sudo"
-  exec sudo --preserve-env=TAPIR_LAB,CARGO_TARGET_DIR,TERM "$0" "$@"
+  exec sudo --preserve-env=TAPIR_LAB,TAPIR_WORKERS,TAPIR_BACKEND,CARGO_TARGET_DIR,TERM "$0" "$@"
 }
 
 # need COMMAND PACKAGE: remembers PACKAGE for install_missing unless COMMAND is there.

@@ -46,6 +46,8 @@ pub struct Node {
     pub state_dir: PathBuf,
     /// Metrics and health; empty turns it off.
     pub http: String,
+    /// How many threads forward, 1 to 16; `auto`: half of the cores, at most 4.
+    pub workers: Auto<u16>,
 }
 
 impl Default for Node {
@@ -56,6 +58,7 @@ impl Default for Node {
             socket: tapir_cni::protocol::DEFAULT_SOCKET.into(),
             state_dir: "/var/lib/tapir".into(),
             http: "127.0.0.1:9477".into(),
+            workers: Auto(None),
         }
     }
 }
@@ -113,9 +116,11 @@ impl Default for Underlay {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
-    /// The fastest that works here.
+    /// `gso` if its self-test passes, else `raw`.
     #[default]
     Auto,
+    /// Super-frames are cut by the kernel, or the network card, behind an eBPF program that encapsulates them.
+    Gso,
     /// A raw socket per protocol, segmentation in user space.
     Raw,
 }

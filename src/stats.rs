@@ -11,6 +11,7 @@
 //! A packet which is answered in place goes on as its answer, which is then sent or dropped like any other. One that
 //! is dropped and reported to its sender counts as dropped, and the ICMP error as originated.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
@@ -76,6 +77,25 @@ impl PortCounters {
     /// All drops together.
     pub fn dropped(&self) -> u64 {
         self.drops.iter().map(Counter::get).sum()
+    }
+}
+
+/// What a port counts: one set for each worker.
+#[derive(Clone, Debug, Default)]
+pub struct PortStats(Vec<Arc<PortCounters>>);
+
+impl PortStats {
+    /// The sets of the first `count` workers, made as far as there are none yet.
+    pub fn of_workers(&mut self, count: usize) -> &[Arc<PortCounters>] {
+        if self.0.len() < count {
+            self.0.resize_with(count, Arc::default);
+        }
+        &self.0[..count]
+    }
+
+    /// Sums a counter up.
+    pub fn sum(&self, counter: impl Fn(&PortCounters) -> u64) -> u64 {
+        self.0.iter().map(|counters| counter(counters)).sum()
     }
 }
 

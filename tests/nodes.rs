@@ -263,12 +263,15 @@ fn transfer(seed: u64, loss: u64, destination: IpAddress) -> u64 {
 
 #[test]
 fn a_transfer_survives_loss_and_reordering_and_a_seed_fixes_it() {
+    let (mut quietly, mut lossily) = (0, 0);
     for seed in 1..=4 {
         for destination in [v4(2).into(), v6(2).into()] {
             let quiet = transfer(seed, 0, destination);
             let lossy = transfer(seed, 50, destination);
-            assert!(lossy > quiet, "seed {seed}: losing one in fifty can't be faster");
+            (quietly, lossily) = (quietly + quiet, lossily + lossy);
             assert_eq!(transfer(seed, 50, destination), lossy, "seed {seed} is not the same twice");
         }
     }
+    // Of a single one, what is lost may be made good in the same millisecond.
+    assert!(lossily > 2 * quietly, "losing one in fifty costs time: {lossily}, {quietly} without");
 }

@@ -697,7 +697,7 @@ fn uninstall_removes_tapir0_and_what_is_routed_through_it() {
     node.ip(&["link", "set", "tapir0", "up"]);
     node.ip(&["route", "add", "10.244.0.0/16", "dev", "tapir0"]);
 
-    let held = node.enter(|| tapir::host::tapir0::open().expect("opened"));
+    let held = node.enter(|| tapir::host::tapir0::open(1).expect("opened"));
     let outcome = node.run(&["uninstall"]);
     assert_eq!(outcome.status, 1);
     assert!(outcome.stderr.contains("running in this network namespace"), "{}", outcome.stderr);

@@ -11,7 +11,7 @@ use tapir::packet::{Gso, Offload, PartialChecksum};
 use tapir::stats::WorkerStats;
 use tapir::table::{Adjacency, Fib, GATEWAY_MAC, Mac, Path, Peer, Port, PortId, PortKind, Publisher, Rewrite, Tables};
 use tapir::wire::checksum;
-use tapir::worker::Forwarder;
+use tapir::worker::{Forwarder, QueueId};
 
 const NODE: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 1);
 const PEER: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 2);
@@ -30,7 +30,7 @@ fn a_warm_visit_allocates_nothing() {
     let mut forwarder = Forwarder::new(publisher, stats.clone(), |_| {});
     let [tunnel, pod] = [(PortId::TUNNEL, Kind::Tunnel { mtu: MTU.into() }), (POD, Kind::Whole)].map(|(id, kind)| {
         let (queue, far) = pair(kind).expect("descriptors");
-        forwarder.add(id, Box::new(queue), Arc::default());
+        forwarder.add(id, vec![Box::new(queue)], Arc::default());
         far
     });
     let segment = tcp(40_000);
@@ -51,7 +51,9 @@ fn a_warm_visit_allocates_nothing() {
         for sample in samples {
             let mut carry = || {
                 (0..8).for_each(|_| sample.deliver(far));
-                while forwarder.visit(port, Duration::from_secs(1)).expect("alive") == Readiness::More {}
+                while forwarder.visit(QueueId { port, queue: 0 }, Duration::from_secs(1)).expect("alive")
+                    == Readiness::More
+                {}
                 for far in [&pod, &tunnel] {
                     while let Some(packet) = far.take() {
                         far.give(packet);

@@ -268,7 +268,7 @@ fn describe(packet: &Packet, reason: DropReason) {
     };
     DROPS.with_borrow_mut(|(history, stats)| {
         stats.last_drops.force_push(record);
-        history.take(stats, |port| port.to_string());
+        history.take(std::iter::once(&*stats), |port| port.to_string());
     });
 }
 

@@ -27,10 +27,13 @@ pub struct History {
 }
 
 impl History {
-    /// Takes what a worker has kept. `name` tells what a port is called at this time.
-    pub fn take(&mut self, stats: &WorkerStats, name: impl Fn(PortId) -> String) {
+    /// Takes what workers have kept. `name` tells what a port is called at this time.
+    pub fn take<'a>(&mut self, stats: impl Iterator<Item = &'a WorkerStats>, name: impl Fn(PortId) -> String) {
         // A worker that drops without pause must not keep us here.
-        for record in std::iter::from_fn(|| stats.last_drops.pop()).take(LAST_DROPS) {
+        let kept = stats.flat_map(|worker| std::iter::from_fn(|| worker.last_drops.pop()).take(LAST_DROPS));
+        let mut records: Vec<DropRecord> = kept.collect();
+        records.sort_by_key(|record| record.time);
+        for record in records {
             self.number += 1;
             if self.last.len() == LAST_DROPS {
                 self.last.pop_front();
@@ -40,13 +43,14 @@ impl History {
     }
 
     /// The counters, and the drops with a number above `after`.
-    pub fn answer(&self, stats: &WorkerStats, after: u64) -> Drops {
-        let count = |reason: &DropReason| stats.drops[*reason as usize].get();
+    pub fn answer<'a>(&self, stats: impl Iterator<Item = &'a WorkerStats> + Clone, after: u64) -> Drops {
+        let count =
+            |reason: &DropReason| -> u64 { stats.clone().map(|worker| worker.drops[*reason as usize].get()).sum() };
         let seen = DropReason::ALL.iter().filter(|reason| count(reason) > 0);
         Drops {
             counters: seen.map(|reason| (reason.name().to_owned(), count(reason))).collect(),
             last: self.last.iter().filter(|drop| drop.number > after).cloned().collect(),
-            suppressed_errors: stats.suppressed.get(),
+            suppressed_errors: stats.clone().map(|worker| worker.suppressed.get()).sum(),
         }
     }
 }
@@ -151,20 +155,21 @@ mod tests {
     #[test]
     fn numbers_rise_and_the_oldest_gives_way() {
         let stats = WorkerStats::default();
+        let workers = || std::iter::once(&stats);
         let mut history = History::default();
         for _ in 0..2 {
             for _ in 0..LAST_DROPS {
                 stats.last_drops.force_push(record(&packet(UDP), 0, 1500));
             }
-            history.take(&stats, |port| format!("port {port}"));
+            history.take(workers(), |port| format!("port {port}"));
         }
         stats.drops[DropReason::NoRoute as usize].add(3);
-        let all = history.answer(&stats, 0);
+        let all = history.answer(workers(), 0);
         assert_eq!(all.last.len(), LAST_DROPS);
         assert_eq!(all.last[0].number, LAST_DROPS as u64 + 1);
         assert_eq!(all.last[0].port, "port 2");
         assert_eq!(all.counters.into_iter().collect::<Vec<_>>(), [("no_route".to_owned(), 3)]);
-        assert_eq!(history.answer(&stats, 2 * LAST_DROPS as u64 - 1).last.len(), 1);
-        assert_eq!(history.answer(&stats, 2 * LAST_DROPS as u64).last.len(), 0);
+        assert_eq!(history.answer(workers(), 2 * LAST_DROPS as u64 - 1).last.len(), 1);
+        assert_eq!(history.answer(workers(), 2 * LAST_DROPS as u64).last.len(), 0);
     }
 }

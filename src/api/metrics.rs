@@ -9,7 +9,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::types::{Drops, Ipam, Peer, Status};
 use crate::control::ipam;
-use crate::stats::PortCounters;
+use crate::stats::{Counter, PortCounters, PortStats};
 
 /// The content type of what [`encode`] writes.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -52,11 +52,12 @@ pub struct Port {
 
 impl Port {
     /// With the counts so far.
-    pub fn counted(self, counters: &PortCounters) -> Self {
+    pub fn counted(self, counters: &PortStats) -> Self {
+        let sum = |counter: fn(&PortCounters) -> &Counter| counters.sum(|one| counter(one).get());
         Self {
-            rx: (counters.rx_packets.get(), counters.rx_bytes.get()),
-            tx: (counters.tx_packets.get(), counters.tx_bytes.get()),
-            drops: counters.dropped(),
+            rx: (sum(|one| &one.rx_packets), sum(|one| &one.rx_bytes)),
+            tx: (sum(|one| &one.tx_packets), sum(|one| &one.tx_bytes)),
+            drops: counters.sum(PortCounters::dropped),
             ..self
         }
     }
@@ -250,8 +251,8 @@ mod tests {
             ..Ipam::default()
         };
         let drops = Drops { counters: [("no_route".to_owned(), 5)].into(), ..Drops::default() };
-        let counters = PortCounters::default();
-        counters.rx_packets.add(11);
+        let mut counters = PortStats::default();
+        counters.of_workers(2).iter().zip([4, 7]).for_each(|(one, packets)| one.rx_packets.add(packets));
         let port =
             Port { name: "default/web".into(), namespace: "default".into(), pod: "web".into(), ..Port::default() };
         let ports = vec![port.counted(&counters)];

@@ -102,7 +102,7 @@ mod tests {
             mtu: None,
             peers: vec![peer],
         };
-        let underlay = Underlay { interface: "eth0".into(), address: [172, 31, 0, 1].into(), mtu: 1500 };
+        let underlay = Underlay { interface: "eth0".into(), index: 2, address: [172, 31, 0, 1].into(), mtu: 1500 };
         let desired = Desired::new(topology, underlay);
         let tables = compile(&desired);
         let line = |route: &Route| {

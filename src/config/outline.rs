@@ -17,7 +17,6 @@ const LATER_KEYS: &[&str] = &[
     "network.services",
     "network.services_dir",
     "network.strict_affinity",
-    "node.workers",
     "store.ca",
     "store.cert",
     "store.endpoints",
@@ -30,8 +29,7 @@ const LATER_KEYS: &[&str] = &[
     "underlay.transport",
 ];
 /// Values of later versions.
-const LATER_VALUES: &[(&str, &str)] =
-    &[("underlay.backend", "gso"), ("store.kind", "etcd"), ("store.kind", "kubernetes")];
+const LATER_VALUES: &[(&str, &str)] = &[("store.kind", "etcd"), ("store.kind", "kubernetes")];
 
 /// The keys of a file, in order.
 #[derive(Debug)]

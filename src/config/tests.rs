@@ -20,6 +20,7 @@ fn a_full_file_is_read_and_host_bits_are_cut() {
         socket = "/run/t.sock"
         state_dir = "/var/lib/t"
         http = ""
+        workers = 4
         [network]
         pools = ["10.244.3.4/16", "fd00::/48"]
         mtu = 1400
@@ -40,6 +41,7 @@ fn a_full_file_is_read_and_host_bits_are_cut() {
     assert_eq!(config.peers[0].pods[0].to_string(), "10.244.1.0/24");
     assert_eq!(config.network.mtu, Auto(Some(1400)));
     assert_eq!(config.node.http(), None);
+    assert_eq!(config.node.workers, Auto(Some(4)));
 }
 
 #[test]
@@ -49,7 +51,7 @@ fn syntax_errors_name_file_line_and_key() {
         ("[node]\nname = 3\n", "t.toml:2: node.name: invalid type: integer `3`, expected a string"),
         (
             "[node]\n\nfoo = 3\n",
-            "t.toml:3: node.foo: unknown key `foo`, expected one of `name`, `address`, `socket`, `state_dir`, `http`",
+            "t.toml:3: node.foo: unknown key `foo`, expected one of `name`, `address`, `socket`, `state_dir`, `http`, `workers`",
         ),
         (
             "[nodes]\n",
@@ -75,15 +77,13 @@ fn syntax_errors_name_file_line_and_key() {
 #[test]
 fn what_later_versions_have_is_named_as_such() {
     for (text, message) in [
-        ("[node]\nworkers = \"auto\"\n", "t.toml:2: node.workers: not in this version of tapir; remove it"),
         ("[network]\nservices = \"off\"\n", "t.toml:2: network.services: not in this version of tapir; remove it"),
         ("[bgp]\nenabled = false\n", "t.toml:1: bgp: not in this version of tapir; remove it"),
         ("[[bgp.peer]]\naddress = \"1.1.1.1\"\n", "t.toml:1: bgp.peer[0]: not in this version of tapir; remove it"),
-        ("[underlay]\nbackend = \"gso\"\n", "t.toml:2: underlay.backend: \"gso\" is not in this version of tapir"),
         ("[store]\nkind = \"etcd\"\n", "t.toml:2: store.kind: \"etcd\" is not in this version of tapir"),
         (
             "[underlay]\nbackend = \"dpdk\"\n",
-            "t.toml:2: underlay.backend: unknown variant `dpdk`, expected `auto` or `raw`",
+            "t.toml:2: underlay.backend: unknown variant `dpdk`, expected one of `auto`, `gso`, `raw`",
         ),
     ] {
         assert_eq!(error(text), message);
@@ -110,6 +110,8 @@ fn what_cannot_be_meant_is_refused() {
             "[node]\nhttp = \"9477\"\n".into(),
             "t.toml:2: node.http: \"9477\" is not an address and port like 127.0.0.1:9477; \"\" turns it off",
         ),
+        ("[node]\nworkers = 0\n".into(), "t.toml:2: node.workers: \"auto\", or 1 to 16"),
+        ("[node]\nworkers = 17\n".into(), "t.toml:2: node.workers: \"auto\", or 1 to 16"),
         ("[network]\npools = []\n".into(), "t.toml:2: network.pools: at least one range is needed"),
         (
             "[network]\npools = [\"10.0.0.0/8\", \"10.1.0.0/16\"]\n".into(),

@@ -10,6 +10,8 @@ use super::{Config, Peer};
 
 /// The largest packet that fits into an IPv4 packet of the largest size.
 const MAX_MTU: u16 = u16::MAX - 20;
+/// As many as a pod can have queues.
+const MAX_WORKERS: u16 = tapir_cni::protocol::MAX_QUEUES as u16;
 /// What every IPv4 host takes (RFC 791).
 const MIN_MTU: u16 = 576;
 /// The smallest MTU of an IPv6 link (RFC 8200 §5).
@@ -60,6 +62,9 @@ impl Config {
         }
         if node.state_dir == Path::new("/") {
             return at("node.state_dir", "a folder of its own is needed".into());
+        }
+        if node.workers.0.is_some_and(|count| !(1..=MAX_WORKERS).contains(&count)) {
+            return at("node.workers", format!("\"auto\", or 1 to {MAX_WORKERS}"));
         }
         if !node.http.is_empty() && node.http().is_none() {
             let message = format!("{:?} is not an address and port like 127.0.0.1:9477; \"\" turns it off", node.http);

@@ -63,6 +63,8 @@ pub struct Peer {
 pub struct Underlay {
     /// The interface.
     pub interface: String,
+    /// Its number: another one if it was made anew.
+    pub index: u32,
     /// This node's address on it: the outer source.
     pub address: Ipv4Addr,
     /// Its MTU, in bytes of IP packet.

@@ -11,7 +11,7 @@ fn nets(texts: &[&str]) -> Vec<IpNet> {
 }
 
 fn underlay(mtu: u32) -> Underlay {
-    Underlay { interface: "eth0".into(), address: Ipv4Addr::new(172, 31, 0, 1), mtu }
+    Underlay { interface: "eth0".into(), index: 2, address: Ipv4Addr::new(172, 31, 0, 1), mtu }
 }
 
 fn topology() -> Topology {

@@ -17,6 +17,7 @@ use crate::api::types::{
 };
 use crate::control::{ipam, mac};
 use crate::host::clock;
+use crate::stats::PortCounters;
 use crate::table::PortId;
 
 impl Daemon {
@@ -27,7 +28,7 @@ impl Daemon {
 
     pub(super) fn drops(&mut self, after: u64) -> Drops {
         self.take_drops();
-        self.history.answer(self.worker.stats(), after)
+        self.history.answer(self.workers.stats(), after)
     }
 
     /// Answers HTTP.
@@ -39,7 +40,7 @@ impl Daemon {
                     status: self.status(),
                     peers: self.peers(),
                     ipam: self.ipam(),
-                    drops: self.history.answer(self.worker.stats(), u64::MAX),
+                    drops: self.history.answer(self.workers.stats(), u64::MAX),
                     ports: self.ports(),
                 };
                 drop(to.send(snapshot));
@@ -50,7 +51,7 @@ impl Daemon {
     /// Takes the worker's last drops into the history.
     pub(super) fn take_drops(&mut self) {
         let attachments = &self.attachments;
-        self.history.take(self.worker.stats(), |port| match port {
+        self.history.take(self.workers.stats(), |port| match port {
             PortId::TUNNEL => "tunnel".into(),
             PortId::HOST => "host".into(),
             port => {
@@ -81,12 +82,12 @@ impl Daemon {
             ready: problems.is_empty() && self.links.host && self.links.tunnel,
             problems,
             tunnel: Tunnel {
-                backend: "raw".into(),
-                reason: "the one backend of this version".into(),
+                backend: self.links.backend.kind.name().into(),
+                reason: self.links.backend.reason.clone(),
                 address: self.desired.underlay().address,
                 mtu: self.desired.tunnel_mtu(),
             },
-            workers: 1,
+            workers: self.workers.count() as u32,
             store: Store {
                 kind: "embedded".into(),
                 age_s: now.saturating_sub(self.saved).as_secs(),
@@ -122,11 +123,11 @@ impl Daemon {
                 node: self.config.node.name.clone(),
                 state: state.into(),
                 port: record.port,
-                rx_packets: counters.rx_packets.get(),
-                rx_bytes: counters.rx_bytes.get(),
-                tx_packets: counters.tx_packets.get(),
-                tx_bytes: counters.tx_bytes.get(),
-                drops: counters.dropped(),
+                rx_packets: counters.sum(|one| one.rx_packets.get()),
+                rx_bytes: counters.sum(|one| one.rx_bytes.get()),
+                tx_packets: counters.sum(|one| one.tx_packets.get()),
+                tx_bytes: counters.sum(|one| one.tx_bytes.get()),
+                drops: counters.sum(PortCounters::dropped),
             }
         };
         self.attachments.values().map(row).collect()

@@ -1,8 +1,8 @@
 //! Attachments: their stages, and the jobs that take them from one to the next.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 
 use tapir_cni::protocol::{Add, AttachmentId};
 
@@ -10,21 +10,19 @@ use super::{Daemon, Done, PortError};
 use crate::cni::ConnectionId;
 use crate::control::{Endpoint, Event, Namespace, Underlay};
 use crate::host::{HostError, clock, pod};
+use crate::io::Queue;
 use crate::io::tap::Tap;
-use crate::stats::PortCounters;
+use crate::stats::PortStats;
 use crate::store::{FreedRecord, Phase, Record, State};
 use crate::sys::tap::Layer;
 use crate::table::PortId;
-
-/// How many queues a pod's TAP has: one for each worker.
-pub(super) const QUEUES: u16 = 1;
 
 /// One interface of one container.
 #[derive(Debug)]
 pub(super) struct Attachment {
     pub record: Record,
     pub stage: Stage,
-    pub counters: Arc<PortCounters>,
+    pub counters: PortStats,
 }
 
 /// How far an attachment has come.
@@ -34,7 +32,7 @@ pub(super) enum Stage {
     Pending { connection: ConnectionId },
     /// The queues are here, and being looked at.
     Adopting { connection: ConnectionId },
-    /// Packets flow. The queues are the worker's; these are other descriptors of the same.
+    /// Packets flow. The queues are the workers'; these are other descriptors of the same.
     Attached { queues: Vec<OwnedFd> },
     /// The interface should be there, but has no queue open.
     Detached { cause: String, trying: bool },
@@ -69,12 +67,15 @@ pub(super) enum Outcome {
     /// The paths of namespaces were looked at: these are gone.
     Watched { gone: Vec<AttachmentId> },
     /// The host's side was looked at, and set right.
-    Reconciled { underlay: Result<Underlay, HostError>, host: Result<(Option<OwnedFd>, Vec<HostError>), HostError> },
+    Reconciled {
+        underlay: Result<Underlay, HostError>,
+        host: Result<(Option<Vec<OwnedFd>>, Vec<HostError>), HostError>,
+    },
 }
 
 impl Attachment {
     pub fn new(record: Record, stage: Stage) -> Self {
-        Self { record, stage, counters: Arc::default() }
+        Self { record, stage, counters: PortStats::default() }
     }
 
     /// As forwarding and people see it.
@@ -98,6 +99,11 @@ pub(super) fn interface(record: &Record, instance: &str) -> pod::Interface {
     }
 }
 
+/// A queue of a TAP or TUN, for a worker.
+pub(super) fn tap(queue: OwnedFd, layer: Layer) -> io::Result<Box<dyn Queue>> {
+    Ok(Box::new(Tap::new(queue, layer)?))
+}
+
 impl Daemon {
     /// The state as it has to be on disk.
     pub(super) fn state(&self) -> State {
@@ -118,16 +124,16 @@ impl Daemon {
         let Some(attachment) = self.attachments.get_mut(id) else { return Ok(()) };
         let endpoint = attachment.endpoint();
         let port = endpoint.port;
-        let queue = queues.first().ok_or(std::io::ErrorKind::NotFound).map_err(std::io::Error::from)?;
-        let queue = Box::new(Tap::new(queue.try_clone()?, Layer::Ethernet)?);
-        let counters = attachment.counters.clone();
+        let taps = queues.iter().map(|queue| tap(queue.try_clone()?, Layer::Ethernet)).collect::<io::Result<_>>()?;
+        let mut counters = attachment.counters.clone();
         self.apply(Event::Attached(endpoint));
-        if let Err(error) = self.worker.add_port(port, queue, counters) {
+        if let Err(error) = self.workers.add_port(port, taps, &mut counters) {
             self.apply(Event::Detached(id.clone()));
             return Err(error.into());
         }
         if let Some(attachment) = self.attachments.get_mut(id) {
             attachment.record.phase = Phase::Attached;
+            attachment.counters = counters;
             attachment.stage = Stage::Attached { queues };
         }
         Ok(())
@@ -136,8 +142,8 @@ impl Daemon {
     /// Closes a pod's port: nothing reaches it any more, and nothing comes from it.
     pub(super) fn disconnect(&mut self, id: &AttachmentId, port: PortId) {
         self.apply(Event::Detached(id.clone()));
-        if let Err(error) = self.worker.remove_port(port) {
-            tracing::error!(%error, %port, "can't take a port from the worker");
+        if let Err(error) = self.workers.remove_port(port) {
+            tracing::error!(%error, %port, "can't take a port from the workers");
         }
     }
 

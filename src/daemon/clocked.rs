@@ -7,16 +7,15 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tokio::task::JoinError;
 
-use super::attachment::{Attachment, Outcome, QUEUES, Stage};
+use super::attachment::{Attachment, Outcome, Stage, tap};
 use super::{Daemon, PortError, notify};
 use crate::api::liveness;
 use crate::control::{Event, MIN_MTU_V6, Namespace, Underlay};
 use crate::host::{HostError, clock, netns, pod, tapir0, underlay};
 use crate::io::TunnelError;
-use crate::io::tap::Tap;
-use crate::io::tunnel_raw::{Share, TunnelRaw};
 use crate::sys::tap::Layer;
 use crate::table::PortId;
+use crate::worker;
 
 /// How often the paths of namespaces are looked at. One that is gone is let go within this and the work it takes.
 const WATCH: Duration = Duration::from_secs(2);
@@ -125,11 +124,12 @@ impl Daemon {
         let address = self.desired.underlay().address;
         let wanted = self.wanted_host();
         let missing = !self.links.host;
+        let queues = worker::queues(self.workers.count());
         self.jobs.spawn_blocking(move || {
             let underlay = underlay::detect(interface.as_deref(), Some(address));
-            let open = || -> Result<(Option<OwnedFd>, Vec<HostError>), HostError> {
-                let queue = if missing { Some(tapir0::open()?) } else { None };
-                Ok((queue, tapir0::reconcile(&wanted)?))
+            let open = || -> Result<(Option<Vec<OwnedFd>>, Vec<HostError>), HostError> {
+                let opened = if missing { Some(tapir0::open(queues)?) } else { None };
+                Ok((opened, tapir0::reconcile(&wanted)?))
             };
             Outcome::Reconciled { underlay, host: open() }
         });
@@ -150,7 +150,7 @@ impl Daemon {
     fn reconciled(
         &mut self,
         underlay: Result<Underlay, HostError>,
-        host: Result<(Option<OwnedFd>, Vec<HostError>), HostError>,
+        host: Result<(Option<Vec<OwnedFd>>, Vec<HostError>), HostError>,
     ) {
         match underlay {
             Ok(underlay) => {
@@ -160,8 +160,8 @@ impl Daemon {
             Err(error) => self.note("underlay", vec![error.to_string()]),
         }
         let problems = match host {
-            Ok((queue, problems)) => {
-                let opened = queue.map_or(Ok(()), |queue| self.open_host(queue));
+            Ok((queues, problems)) => {
+                let opened = queues.map_or(Ok(()), |queues| self.open_host(queues));
                 let failure = opened.err().map(|error| error.to_string());
                 self.told(&problems).into_iter().chain(failure).collect()
             }
@@ -173,18 +173,20 @@ impl Daemon {
         }
     }
 
-    /// Takes the underlay as it is. The tunnel's sockets know the MTU, and are opened again when it changes.
+    /// Takes the underlay as it is. The tunnel's sockets know its MTU and number, and are opened again when one changes.
     fn follow(&mut self, underlay: Underlay) {
-        let (before, after) = (self.desired.underlay().mtu, underlay.mtu);
+        let known = |underlay: &Underlay| (underlay.index, underlay.mtu);
+        let (before, after) = (known(self.desired.underlay()), known(&underlay));
         let interface = underlay.interface.clone();
         self.apply(Event::Underlay(underlay));
         if before == after {
             return;
         }
-        tracing::info!(interface, before, after, "the underlay's MTU changed");
-        match self.worker.remove_port(PortId::TUNNEL) {
+        let (before, after) = (before.1, after.1);
+        tracing::info!(interface, before, after, "the underlay changed; opening the tunnel again");
+        match self.workers.remove_port(PortId::TUNNEL) {
             Ok(()) => self.links.tunnel = false,
-            Err(error) => tracing::error!(%error, "can't take the tunnel from the worker"),
+            Err(error) => tracing::error!(%error, "can't take the tunnel from the workers"),
         }
     }
 
@@ -207,19 +209,19 @@ impl Daemon {
         pool.map(problem).into_iter().collect()
     }
 
-    /// Gives the worker `tapir0`.
-    pub(super) fn open_host(&mut self, queue: OwnedFd) -> Result<(), PortError> {
-        let tap = Box::new(Tap::new(queue, Layer::Ip)?);
-        self.worker.add_port(PortId::HOST, tap, self.links.host_counters.clone())?;
+    /// Gives the workers `tapir0`.
+    pub(super) fn open_host(&mut self, queues: Vec<OwnedFd>) -> Result<(), PortError> {
+        let queues = queues.into_iter().map(|queue| tap(queue, Layer::Ip)).collect::<io::Result<_>>()?;
+        self.workers.add_port(PortId::HOST, queues, &mut self.links.host_counters)?;
         self.links.host = true;
         Ok(())
     }
 
-    /// Gives the worker the tunnel.
+    /// Gives the workers the tunnel.
     pub(super) fn open_tunnel(&mut self) -> Result<(), PortError> {
-        let tunnel =
-            Box::new(TunnelRaw::open(self.desired.underlay().address, self.desired.tunnel_mtu(), Share::WHOLE)?);
-        self.worker.add_port(PortId::TUNNEL, tunnel, self.links.tunnel_counters.clone())?;
+        let (mtu, workers) = (self.desired.tunnel_mtu(), self.workers.count());
+        let queues = self.links.backend.open(self.desired.underlay(), mtu, workers)?;
+        self.workers.add_port(PortId::TUNNEL, queues, &mut self.links.tunnel_counters)?;
         self.links.tunnel = true;
         Ok(())
     }
@@ -231,13 +233,14 @@ impl Daemon {
 
     fn retry(&mut self) {
         let instance = self.store.instance().to_owned();
+        let queues = worker::queues(self.workers.count());
         for (id, attachment) in &mut self.attachments {
             let interface = attachment.interface(&instance);
             let Stage::Detached { trying: trying @ false, .. } = &mut attachment.stage else { continue };
             *trying = true;
             let id = id.clone();
             self.jobs.spawn_blocking(move || {
-                let result = pod::reattach(&interface, QUEUES.into());
+                let result = pod::reattach(&interface, queues);
                 Outcome::Reattached { id, result }
             });
         }
@@ -259,8 +262,11 @@ impl Daemon {
         }
     }
 
-    /// A port's device is gone; the worker has closed its queue.
-    pub(super) fn port_failed(&mut self, port: PortId, error: &io::Error) {
+    /// A worker says that a port's device is gone.
+    pub(super) fn port_failed(&mut self, port: PortId, generation: u64, error: &io::Error) {
+        if !self.workers.failed(port, generation) {
+            return;
+        }
         match port {
             PortId::HOST => {
                 tracing::warn!(%error, "tapir0 is gone; making it again");

@@ -25,6 +25,7 @@
 
 mod answer;
 mod attachment;
+mod backend;
 mod clocked;
 mod del_queue;
 mod dispatch;
@@ -53,11 +54,12 @@ use crate::control::ipam::Ipam;
 use crate::control::{Desired, Event, compile};
 use crate::host::{HostError, clock};
 use crate::io::TunnelError;
-use crate::stats::PortCounters;
+use crate::stats::PortStats;
 use crate::store::embedded::{Store, StoreError};
 use crate::table::{PortId, Publisher};
-use crate::worker::{self, WorkerError};
+use crate::worker::{WorkerError, Workers};
 use attachment::{Attachment, Outcome, Waiting};
+use backend::Backend;
 use dispatch::Done;
 use prober::Prober;
 
@@ -109,8 +111,8 @@ pub enum DaemonError {
         /// Why not.
         source: PortError,
     },
-    /// The worker's thread has ended by itself.
-    #[error("the worker has ended, see above; start tapird again: the pods are as they were")]
+    /// A worker's thread has ended by itself.
+    #[error("a worker has ended, see above; start tapird again: the pods are as they were")]
     Worker,
     /// Another daemon forwards for this host.
     #[error("another tapird has tapir0 open; one network namespace takes one daemon")]
@@ -172,7 +174,7 @@ struct Daemon {
     ipam: Ipam,
     attachments: BTreeMap<AttachmentId, Attachment>,
     publisher: Publisher,
-    worker: worker::Handle,
+    workers: Workers,
     links: Links,
     prober: Prober,
     history: History,
@@ -195,8 +197,9 @@ struct Links {
     host: bool,
     /// The tunnel is open.
     tunnel: bool,
-    host_counters: Arc<PortCounters>,
-    tunnel_counters: Arc<PortCounters>,
+    backend: Backend,
+    host_counters: PortStats,
+    tunnel_counters: PortStats,
 }
 
 /// What is done once the state is on disk.
@@ -211,9 +214,18 @@ struct Deferred {
 struct Inputs {
     server: Server,
     http: Option<tokio::net::TcpListener>,
-    failures: mpsc::UnboundedReceiver<(PortId, io::Error)>,
+    failures: mpsc::UnboundedReceiver<Failure>,
     errors: mpsc::Receiver<TunnelError>,
     signals: Signals,
+}
+
+/// What a worker can't go on with.
+#[derive(Debug)]
+enum Failure {
+    /// A port's device is gone.
+    Port { id: PortId, generation: u64, error: io::Error },
+    /// It has ended.
+    Worker,
 }
 
 struct Signals {
@@ -258,9 +270,8 @@ impl Daemon {
                     }
                 }
                 failure = failures.recv() => match failure {
-                    Some((port, error)) => self.port_failed(port, &error),
-                    // The worker's end of it is gone, and with it the worker: nothing would be forwarded any more.
-                    None => break Err(DaemonError::Worker),
+                    Some(Failure::Port { id, generation, error }) => self.port_failed(id, generation, &error),
+                    Some(Failure::Worker) | None => break Err(DaemonError::Worker),
                 },
                 Some(error) = errors.recv() => self.heed(&error),
                 Some(query) = queries.recv() => self.inform(query),

@@ -26,7 +26,7 @@ pub(super) fn topology(config: &Config) -> Topology {
 
 /// What contradicts the underlay as it is: the key, and why.
 pub(super) fn contradiction(config: &Config, underlay: &Underlay) -> Option<(String, String)> {
-    let Underlay { interface, address, mtu } = underlay;
+    let Underlay { interface, address, mtu, .. } = underlay;
     if let Some(pool) = config.network.pools.iter().find(|pool| pool.contains(&IpAddr::V4(*address))) {
         return Some(("network.pools".into(), format!("{pool} holds {address}, this node's address on {interface}")));
     }
@@ -50,6 +50,7 @@ fn fixed(old: &Config, new: &Config, underlay: &Underlay) -> Vec<&'static str> {
         ("node.socket", old.node.socket != new.node.socket),
         ("node.state_dir", old.node.state_dir != new.node.state_dir),
         ("node.http", old.node.http != new.node.http),
+        ("node.workers", old.node.workers != new.node.workers),
         ("underlay.interface", old.underlay.interface != new.underlay.interface),
         ("underlay.backend", old.underlay.backend != new.underlay.backend),
         ("store.kind", old.store.kind != new.store.kind),
@@ -123,7 +124,7 @@ mod tests {
     }
 
     fn underlay(mtu: u32) -> Underlay {
-        Underlay { interface: "eth0".into(), address: [172, 31, 0, 1].into(), mtu }
+        Underlay { interface: "eth0".into(), index: 2, address: [172, 31, 0, 1].into(), mtu }
     }
 
     #[test]
@@ -151,12 +152,20 @@ mod tests {
         let old = config("");
         assert!(fixed(&old, &config("address = \"172.31.0.1\"\n"), &underlay(1500)).is_empty());
         let new = config(
-            "address = \"172.31.0.9\"\nhttp = \"\"\nsocket = \"/x\"\nstate_dir = \"/y\"\n\
+            "address = \"172.31.0.9\"\nhttp = \"\"\nworkers = 2\nsocket = \"/x\"\nstate_dir = \"/y\"\n\
              [underlay]\ninterface = \"e\"\nbackend = \"raw\"\n",
         );
         assert_eq!(
             fixed(&old, &new, &underlay(1500)),
-            ["node.address", "node.socket", "node.state_dir", "node.http", "underlay.interface", "underlay.backend"]
+            [
+                "node.address",
+                "node.socket",
+                "node.state_dir",
+                "node.http",
+                "node.workers",
+                "underlay.interface",
+                "underlay.backend"
+            ]
         );
     }
 }

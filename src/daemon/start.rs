@@ -10,17 +10,18 @@ use std::net::{IpAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use tapir_cni::protocol::AttachmentId;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::attachment::{Attachment, QUEUES, Stage, interface};
+use super::attachment::{Attachment, Stage, interface};
 use super::dispatch::Done;
 use super::prober::Prober;
 use super::verbs::MAX_WANTED;
-use super::{BACKLOG, Daemon, DaemonError, Inputs, Links, Signals, del_queue, reload};
+use super::{BACKLOG, Backend, Daemon, DaemonError, Failure, Inputs, Links, Signals, del_queue, reload};
 use crate::api::drops::History;
 use crate::cni::{Server, ServerError};
 use crate::config::{Config, Place};
@@ -28,14 +29,17 @@ use crate::control::ipam::{Freed, Ipam};
 use crate::control::{Desired, Event};
 use crate::host::{HostError, clock, netns, pod, tapir0, underlay};
 use crate::io::TunnelError;
+use crate::stats::PortStats;
 use crate::store::embedded::{Found, Store, StoreError};
 use crate::store::{Phase, Record};
 use crate::table::{PortId, Publisher};
-use crate::worker::{self, Event as WorkerEvent};
+use crate::worker::{self, Event as WorkerEvent, Workers};
 
 /// How long another daemon may be in the way.
 const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(10);
+/// The most workers that are started by themselves. More have not been measured.
+const MAX_DEFAULT_WORKERS: usize = 4;
 
 /// What was remembered or found.
 #[derive(Default)]
@@ -57,16 +61,22 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
         return Err(DaemonError::Config { place: Place::find(path, &key), message });
     }
     tracing::info!(node = config.node.name, ?underlay, "starting");
+    let configured = config.underlay.backend;
+    let backend = std::thread::spawn(move || Backend::choose(configured));
+    let count = config.node.workers.0.map_or_else(default_workers, usize::from);
 
     let recovered = recover(&store, &boot, &config, started)?;
     let queued = read_queue(&config.node.socket);
-    let (settled, freed) = settle(recovered, &queued, store.instance(), started);
+    let (settled, freed) = settle(recovered, &queued, store.instance(), worker::queues(count), started);
     let ipam = assign(&config, &settled, &freed, path)?;
 
     let publisher = Publisher::default();
     let (failed, failures) = mpsc::unbounded_channel();
     let (reported, errors) = mpsc::channel(BACKLOG);
-    let worker = worker::spawn("worker-0", publisher.clone(), move |event| notify(&failed, &reported, event));
+    let workers = Workers::spawn(count, &publisher, || {
+        let teller = Teller { failed: failed.clone(), reported: reported.clone() };
+        move |event| teller.tell(event)
+    });
     let mut daemon = Daemon {
         path: path.into(),
         desired: Desired::new(reload::topology(&config), underlay),
@@ -77,8 +87,14 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
         ipam,
         attachments: BTreeMap::new(),
         publisher,
-        worker: worker.map_err(system("start a worker"))?,
-        links: Links { host: false, tunnel: false, host_counters: Arc::default(), tunnel_counters: Arc::default() },
+        workers: workers.map_err(system("start the workers"))?,
+        links: Links {
+            host: false,
+            tunnel: false,
+            backend: Backend::default(),
+            host_counters: PortStats::default(),
+            tunnel_counters: PortStats::default(),
+        },
         prober: Prober::default(),
         history: History::default(),
         jobs: JoinSet::new(),
@@ -89,7 +105,7 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
         deferred: Vec::new(),
         waiting: Vec::new(),
     };
-    daemon.open(settled)?;
+    daemon.open(settled, backend)?;
     daemon.store.save(&daemon.state())?;
     for entry in queued.values() {
         Done::Entry(entry.clone()).succeed(serde_json::Value::Null);
@@ -101,6 +117,12 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
     let endpoints = daemon.attachments.len();
     tracing::info!(endpoints, ?took, socket = %daemon.config.node.socket.display(), "ready");
     Ok((daemon, Inputs { server, http, failures, errors, signals }))
+}
+
+/// Half of the cores: the other half has the pods to run. `docs/performance.md` has what more and fewer cost.
+fn default_workers() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores / 2).clamp(1, MAX_DEFAULT_WORKERS)
 }
 
 /// Tries again while another daemon is in the way: one that was killed takes a moment to let go of all it has.
@@ -124,15 +146,27 @@ fn unheld() -> Result<(), DaemonError> {
     if tapir0::is_held()? { Err(DaemonError::Held) } else { Ok(()) }
 }
 
-/// Called by the worker, which must not wait: of the underlay's errors some may be lost.
-fn notify(
-    failed: &mpsc::UnboundedSender<(PortId, std::io::Error)>,
-    reported: &mpsc::Sender<TunnelError>,
-    event: WorkerEvent,
-) {
-    match event {
-        WorkerEvent::PortFailed { id, error } => drop(failed.send((id, error))),
-        WorkerEvent::TunnelError(error) => drop(reported.try_send(error)),
+/// What a worker tells by, without waiting: of the underlay's errors some may be lost.
+struct Teller {
+    failed: mpsc::UnboundedSender<Failure>,
+    reported: mpsc::Sender<TunnelError>,
+}
+
+impl Teller {
+    fn tell(&self, event: WorkerEvent) {
+        match event {
+            WorkerEvent::PortFailed { id, generation, error } => {
+                drop(self.failed.send(Failure::Port { id, generation, error }));
+            }
+            WorkerEvent::TunnelError(error) => drop(self.reported.try_send(error)),
+        }
+    }
+}
+
+/// A worker drops its own when it ends, and nothing would be forwarded by it any more.
+impl Drop for Teller {
+    fn drop(&mut self) {
+        let _ = self.failed.send(Failure::Worker);
     }
 }
 
@@ -220,6 +254,7 @@ fn settle(
     recovered: Recovered,
     queued: &BTreeMap<AttachmentId, PathBuf>,
     instance: &str,
+    queues: usize,
     now: Duration,
 ) -> (Settled, Vec<Freed>) {
     let Recovered { records, mut freed } = recovered;
@@ -237,7 +272,7 @@ fn settle(
             None
         };
         let Some(why) = why else {
-            let queues = pod::reattach(&interface, QUEUES.into());
+            let queues = pod::reattach(&interface, queues);
             settled.push((record, queues));
             continue;
         };
@@ -285,8 +320,8 @@ fn listen(address: std::net::SocketAddr) -> Result<tokio::net::TcpListener, Daem
 }
 
 impl Daemon {
-    /// Opens every port.
-    fn open(&mut self, settled: Settled) -> Result<(), DaemonError> {
+    /// Opens every port. The pods of this node needn't wait for the backend's self-test.
+    fn open(&mut self, settled: Settled, backend: JoinHandle<Result<Backend, String>>) -> Result<(), DaemonError> {
         let mut opened = Vec::new();
         for (record, queues) in settled {
             let id = record.id.clone();
@@ -310,11 +345,16 @@ impl Daemon {
                 self.apply(Event::Detached(id));
             }
         }
-        let queue = tapir0::open()?;
+        let queues = tapir0::open(worker::queues(self.workers.count()))?;
         let problems = tapir0::reconcile(&self.wanted_host())?;
         let problems = self.told(&problems);
         self.note("tapir0", problems);
-        self.open_host(queue).map_err(|source| DaemonError::Port { port: "tapir0", source })?;
+        self.open_host(queues).map_err(|source| DaemonError::Port { port: "tapir0", source })?;
+        let backend = backend.join().unwrap_or_else(|_| Err("the self-test died".into()));
+        self.links.backend = backend.map_err(|message| DaemonError::Config {
+            place: Place::find(&self.path, "underlay.backend"),
+            message: format!("{message}; \"auto\" takes the one that works"),
+        })?;
         self.open_tunnel().map_err(|source| DaemonError::Port { port: "the tunnel", source })
     }
 }

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use tapir_cni::error::code;
 use tapir_cni::protocol::{Add, AttachmentId, Refusal, Wiring};
 
-use super::attachment::{Attachment, Outcome, QUEUES, Stage, Waiting};
+use super::attachment::{Attachment, Outcome, Stage, Waiting};
 use super::{Daemon, Deferred, Done};
 use crate::cni::ConnectionId;
 use crate::control::ipam::IpamError;
@@ -17,6 +17,7 @@ use crate::control::{MIN_MTU_V6, Namespace, mac};
 use crate::host::{HostError, clock, netns, pod};
 use crate::store::{Phase, Record};
 use crate::table::{GATEWAY_V4, GATEWAY_V6};
+use crate::worker;
 
 /// The longest container id and path that are taken; CNI sets no limit.
 const MAX_TEXT: usize = 4096;
@@ -114,7 +115,8 @@ impl Daemon {
                 done.refuse(refusal);
             }
             Ok(record) => {
-                let answer = serde_json::to_value(wiring(&record)).expect("a wiring is JSON");
+                let answer = serde_json::to_value(wiring(&record, worker::queues(self.workers.count())))
+                    .expect("a wiring is JSON");
                 self.deferred.push(Deferred { done, answer, undo: Some(record.id.clone()) });
                 let id = record.id.clone();
                 self.attachments.insert(id, Attachment::new(record, Stage::Pending { connection }));
@@ -190,14 +192,15 @@ impl Daemon {
             let message = format!("no ADD of {} of container {} is under way", id.interface, id.container_id);
             return done.refuse(refusal(code::UNKNOWN_CONTAINER, message, ""));
         };
-        if queues.len() != usize::from(QUEUES) {
-            let message = format!("{} queues came, and {QUEUES} was asked for", queues.len());
+        let wanted = worker::queues(self.workers.count());
+        if queues.len() != wanted {
+            let message = format!("{} queues came, and {wanted} were asked for", queues.len());
             return done.refuse(refusal(code::INVALID_CONFIGURATION, message, ""));
         }
         let interface = attachment.interface(instance);
         attachment.stage = Stage::Adopting { connection };
         self.jobs.spawn_blocking(move || {
-            let result = queues.first().map_or(Ok(()), |queue| pod::adopt(queue, &interface));
+            let result = pod::adopt(&queues, &interface);
             Outcome::Adopted { id, connection, queues, done, result }
         });
     }
@@ -320,7 +323,7 @@ impl Daemon {
     }
 }
 
-fn wiring(record: &Record) -> Wiring {
+fn wiring(record: &Record, queues: usize) -> Wiring {
     let ipv4 = record.addresses.iter().any(IpAddr::is_ipv4).then_some(IpAddr::V4(GATEWAY_V4));
     let ipv6 = record.addresses.iter().any(IpAddr::is_ipv6).then_some(IpAddr::V6(GATEWAY_V6));
     Wiring {
@@ -328,7 +331,7 @@ fn wiring(record: &Record) -> Wiring {
         mac: mac::format(record.mac),
         mtu: record.mtu,
         gateways: ipv4.into_iter().chain(ipv6).collect(),
-        queues: QUEUES,
+        queues: queues as u16,
     }
 }
 

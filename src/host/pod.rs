@@ -93,23 +93,17 @@ pub fn inspect(path: &std::path::Path, interface: &str) -> Result<Namespace, Hos
     }
 }
 
-/// Takes over a queue from the plugin: makes sure that it is one of the interface, in the namespace, with the MAC,
-/// and marks the interface.
+/// Takes over queues from the plugin: makes sure that each is one of the interface, in the namespace, with the MAC, and
+/// marks the interface.
 ///
 /// # Errors
 /// [`HostError`].
-pub fn adopt(queue: &OwnedFd, interface: &Interface) -> Result<(), HostError> {
-    let wrong = |source| HostError::NotAQueue { interface: interface.name.clone(), source };
-    if tap::device_name(queue).map_err(wrong)? != interface.name {
-        return Err(wrong(io::Error::new(io::ErrorKind::InvalidInput, "it is another interface's")));
+pub fn adopt(queues: &[OwnedFd], interface: &Interface) -> Result<(), HostError> {
+    for queue in queues {
+        examine(queue, interface)?;
     }
-    let fd = home(queue, interface)?;
-    let stat = rustix::fs::fstat(&fd).map_err(|error| wrong(error.into()))?;
     let known = &interface.netns;
-    if (stat.st_dev, stat.st_ino) != (known.device, known.inode) {
-        return Err(wrong(io::Error::new(io::ErrorKind::InvalidInput, "its device is in another namespace")));
-    }
-    netns::run_in(&fd, &known.path, || {
+    netns::run_in(&netns::reopen(known)?, &known.path, || {
         let mut netlink = Netlink::open()?;
         let link = find(&mut netlink, interface)?;
         if link.mac != Some(KernelMac(interface.mac)) {
@@ -117,6 +111,18 @@ pub fn adopt(queue: &OwnedFd, interface: &Interface) -> Result<(), HostError> {
         }
         Ok(netlink.set_alias(&link, &interface.mark)?)
     })
+}
+
+fn examine(queue: &OwnedFd, interface: &Interface) -> Result<(), HostError> {
+    let wrong = |source| HostError::NotAQueue { interface: interface.name.clone(), source };
+    if tap::device_name(queue).map_err(wrong)? != interface.name {
+        return Err(wrong(io::Error::new(io::ErrorKind::InvalidInput, "it is another interface's")));
+    }
+    let stat = rustix::fs::fstat(&home(queue, interface)?).map_err(|error| wrong(error.into()))?;
+    if (stat.st_dev, stat.st_ino) != (interface.netns.device, interface.netns.inode) {
+        return Err(wrong(io::Error::new(io::ErrorKind::InvalidInput, "its device is in another namespace")));
+    }
+    Ok(())
 }
 
 /// Opens queues of an interface again. Its mark has to name the container; the rest of it is made what it should be,

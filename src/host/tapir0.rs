@@ -4,6 +4,7 @@
 //! when the daemon stops, so that the host's sockets survive a restart; [`uninstall`] removes it, and its addresses
 //! and routes with it. [`reconcile`] makes it what it should be, whatever it is, and leaves alone what is right.
 
+use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
@@ -38,19 +39,22 @@ pub fn is_held() -> Result<bool, HostError> {
     Ok(Netlink::open()?.link(NAME)?.is_some_and(|link| link.up && link.carrier))
 }
 
-/// Opens a queue of it; it is made if missing.
+/// Opens so many queues of it; it is made if missing.
 ///
 /// # Errors
 /// [`HostError::NotATun`] when the name is taken, [`HostError::Queue`].
-pub fn open() -> Result<OwnedFd, HostError> {
+pub fn open(queues: usize) -> Result<Vec<OwnedFd>, HostError> {
     let taken = Netlink::open()?.link(NAME)?.is_some_and(|link| link.kind != KIND || link.tap);
     if taken {
         return Err(HostError::NotATun { interface: NAME.into() });
     }
     let failed = |source| HostError::Queue { interface: NAME.into(), source };
-    let (queue, _) = tap::open_queue(NAME, Layer::Ip).map_err(failed)?;
-    tap::set_persistent(&queue, true).map_err(failed)?;
-    Ok(queue)
+    let open = |_| tap::open_queue(NAME, Layer::Ip).map(|(queue, _)| queue);
+    let queues = (0..queues).map(open).collect::<io::Result<Vec<_>>>().map_err(failed)?;
+    for queue in &queues {
+        tap::set_persistent(queue, true).map_err(failed)?;
+    }
+    Ok(queues)
 }
 
 /// Makes it what it should be. What could not be done, and does not keep the rest from working, is returned.
@@ -76,6 +80,8 @@ pub fn reconcile(wanted: &Wanted) -> Result<Vec<HostError>, HostError> {
         addresses.extend(v6);
     }
     if !link.up {
+        // Without it the interface works as well, and costs memory.
+        let _ = netlink.set_noqueue(&link);
         netlink.set_up(&link)?;
     }
     let present: Vec<IpNet> = netlink.addresses(&link)?.into_iter().map(|address| address.prefix).collect();

@@ -27,7 +27,7 @@ pub fn detect(interface: Option<&str>, address: Option<Ipv4Addr>) -> Result<Unde
         }
         None => *addresses.first().ok_or_else(|| HostError::Unnumbered { interface: link.name.clone() })?,
     };
-    Ok(Underlay { interface: link.name, address, mtu: link.mtu })
+    Ok(Underlay { interface: link.name, index: link.index, address, mtu: link.mtu })
 }
 
 fn with_address(netlink: &mut Netlink, address: Ipv4Addr) -> Result<Link, HostError> {

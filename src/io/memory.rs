@@ -138,7 +138,6 @@ impl Queue for Memory {
         limit: usize,
         quantum: usize,
     ) -> io::Result<Readiness> {
-        let _ = rustix::io::read(&self.event, &mut [0; 8]);
         let mut wire = lock(&self.wire);
         if wire.removed {
             return Err(Errno::BADFD.into());
@@ -152,6 +151,9 @@ impl Queue for Memory {
             wire.spare.give(pool.take());
         }
         let drained = wire.incoming.is_empty();
+        if drained {
+            let _ = rustix::io::read(&self.event, &mut [0; 8]);
+        }
         drop(wire);
         if let Kind::Tunnel { mtu } = self.kind {
             self.received.iter_mut().for_each(|packet| merged::recognise(packet, mtu));

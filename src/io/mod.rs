@@ -1,6 +1,6 @@
 //! Where packets come from and go to. Knows packets and system calls, nothing of forwarding.
 //!
-//! A port's device is a [`Queue`] (several, once there are several workers). A queue receives into packets from
+//! A port's device has several [`Queue`]s. A queue receives into packets from
 //! the caller's pool and sends from a slice of packets; what it could not send it names, with a reason, and the
 //! caller counts.
 
@@ -26,9 +26,9 @@ use crate::packet::{Packet, Pool};
 /// What a visit to a queue found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readiness {
-    /// There may be more: visit again without waiting.
+    /// There may be more.
     More,
-    /// The queue is empty; it will become readable when there is something (edge).
+    /// The queue was found empty.
     Drained,
 }
 
@@ -66,7 +66,8 @@ pub trait Queue: Send {
     /// the others unspecified afterwards.
     fn send(&mut self, packets: &mut [Packet], lost: &mut Vec<Lost>);
 
-    /// What to wait on for readability; more than one where a queue joins several sockets.
+    /// What to wait on; more than one where a queue joins several sockets. Readable as long as there is something to
+    /// receive, or an error to take.
     fn fds(&self) -> Vec<BorrowedFd<'_>>;
 
     /// The next error that the underlay reported, if any is waiting.

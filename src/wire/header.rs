@@ -78,6 +78,25 @@ pub struct Header {
     pub source_routed: bool,
 }
 
+/// A number that spreads flows: the same for both directions of one, and for all of its packets but fragments. 0 for
+/// what is no IP packet. Nothing depends on flows having different ones.
+pub fn flow_hash(packet: &[u8]) -> u32 {
+    let Ok(header) = Header::parse(packet) else { return 0 };
+    let fold = |address: IpAddr| match address {
+        IpAddr::V4(address) => u32::from(address),
+        IpAddr::V6(address) => {
+            let bits = u128::from(address);
+            (bits >> 96) as u32 ^ (bits >> 64) as u32 ^ (bits >> 32) as u32 ^ bits as u32
+        }
+    };
+    let with_ports = matches!(header.protocol, protocol::TCP | protocol::UDP) && header.fragment == Fragment::No;
+    let ports = packet.get(header.transport..).and_then(|transport| transport.first_chunk()).filter(|_| with_ports);
+    let ports = ports.map_or(0, |&[a, b, c, d]| u16::from_be_bytes([a, b]) ^ u16::from_be_bytes([c, d]));
+    let sum = (fold(header.source) ^ fold(header.destination)).wrapping_add(ports.into());
+    // Multiplication carries low bits up, and the high ones are used.
+    sum.wrapping_mul(0x9e37_79b1) >> 16
+}
+
 impl Header {
     /// Reads the header of the IP packet in `bytes`, which may be followed by padding. Lengths are checked, so that
     /// `transport <= length <= bytes.len()`; the IPv4 header checksum is not.

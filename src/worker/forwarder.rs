@@ -4,9 +4,14 @@
 //! call per egress port. Nothing outlives a visit but counters, the ICMP rate limit, and buffers kept for the next one:
 //! a warm visit allocates nothing, takes no lock, and reads no clock unless a packet is dropped.
 //!
-//! Packets wait in their egress port's `outgoing` until the visit's end; a port with a full batch is flushed early, so
+//! Packets wait in their egress queue's `outgoing` until the visit's end; a queue with a full batch is flushed early, so
 //! that however many fragments a packet makes, few of them exist at a time. Whatever is dropped, here or by a device,
 //! is counted and recorded in [`Forwarder::lose`], once. The bookkeeping balances; [`WorkerStats`] says how.
+//!
+//! A packet leaves by the queue with the same number as the one it came by. So the flows that share a queue on one port
+//! share it on all, in both directions, since the kernel has a pod's answer come out of the queue that its question was
+//! written to (`tests/kernel/queues.rs`). Where the numbers differ, as behind a raw tunnel's one socket, addresses and
+//! ports of the packet choose.
 //!
 //! A forwarder is single-threaded and owns its queues. Several share nothing but the tables.
 
@@ -22,23 +27,35 @@ use crate::io::{Lost, Queue, Readiness, TunnelError};
 use crate::packet::{Packet, Pool};
 use crate::stats::{DROP_HEADER, DropRecord, PortCounters, WorkerStats};
 use crate::table::{PortId, Publisher, Tables};
+use crate::wire::header;
 
-/// The most packets that one visit takes from a port.
+/// The most packets that one visit takes from a queue.
 pub const LIMIT: usize = 64;
-/// About how many bytes one visit takes from a port: two super-frames. Whoever waits behind a bulk flow waits for no
-/// more than this.
-pub const QUANTUM: usize = 128 << 10;
+/// About how many bytes one visit takes from a queue: one super-frame. Whoever waits behind a bulk flow of another
+/// queue waits for no more than this.
+pub const QUANTUM: usize = 64 << 10;
 /// The most errors of the underlay that one visit looks at.
 const ERRORS: usize = 64;
+
+/// One of the queues that a forwarder has of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueId {
+    /// The port.
+    pub port: PortId,
+    /// Counted from 0 among those that this forwarder has.
+    pub queue: usize,
+}
 
 /// What the control side has to know.
 #[derive(Debug)]
 pub enum Event {
-    /// A port's device is gone; its queue was closed.
+    /// A port's device is gone; the worker has closed its queues.
     PortFailed {
         /// The port.
         id: PortId,
-        /// What its queue said.
+        /// Which of the ports that had this number: what adding it returned.
+        generation: u64,
+        /// What the queue said.
         error: io::Error,
     },
     /// The underlay said something about a packet of the tunnel.
@@ -56,15 +73,20 @@ pub struct Forwarder {
     batch: Vec<Packet>,
     fragments: Vec<Packet>,
     lost: Vec<Lost>,
-    /// The ports with something outgoing.
-    sending: Vec<PortId>,
+    /// The queues with something outgoing.
+    sending: Vec<QueueId>,
     /// When the visit's drops are said to have happened; read at the first.
     drop_time: Option<SystemTime>,
 }
 
 struct Port {
-    queue: Box<dyn Queue>,
+    lines: Vec<Line>,
     counters: Arc<PortCounters>,
+}
+
+/// A queue, and what is to be sent by it.
+struct Line {
+    queue: Box<dyn Queue>,
     outgoing: Vec<Packet>,
 }
 
@@ -86,22 +108,24 @@ impl Forwarder {
         }
     }
 
-    /// Gives a port its queue, in place of the one it had.
-    pub fn add(&mut self, id: PortId, queue: Box<dyn Queue>, counters: Arc<PortCounters>) {
+    /// Gives a port its queues, in place of those it had.
+    pub fn add(&mut self, id: PortId, queues: Vec<Box<dyn Queue>>, counters: Arc<PortCounters>) {
         if self.ports.len() <= id.index() {
             self.ports.resize_with(id.index() + 1, || None);
         }
-        self.ports[id.index()] = Some(Port { queue, counters, outgoing: Vec::with_capacity(LIMIT) });
+        let lines = queues.into_iter().map(|queue| Line { queue, outgoing: Vec::new() }).collect();
+        self.ports[id.index()] = Some(Port { lines, counters });
     }
 
-    /// Takes a port's queue away.
-    pub fn remove(&mut self, id: PortId) -> Option<Box<dyn Queue>> {
-        self.ports.get_mut(id.index())?.take().map(|port| port.queue)
+    /// Takes a port's queues away.
+    pub fn remove(&mut self, id: PortId) -> Vec<Box<dyn Queue>> {
+        let port = self.ports.get_mut(id.index()).and_then(Option::take);
+        port.into_iter().flat_map(|port| port.lines).map(|line| line.queue).collect()
     }
 
-    /// A port's queue.
-    pub fn queue(&self, id: PortId) -> Option<&dyn Queue> {
-        self.ports.get(id.index())?.as_ref().map(|port| &*port.queue)
+    /// Whether a port has queues.
+    pub fn has(&self, id: PortId) -> bool {
+        self.ports.get(id.index()).is_some_and(Option::is_some)
     }
 
     /// One more than the highest port number that had a queue.
@@ -114,33 +138,42 @@ impl Forwarder {
         (self.notify)(event);
     }
 
-    /// Carries what a port has received across the node, as far as one visit's share goes. `now` counts from any
+    /// Carries what a queue has received across the node, as far as one visit's share goes. `now` counts from any
     /// fixed time on.
     ///
     /// # Errors
     /// The queue's, when its device is gone for good: the caller then removes the port.
-    pub fn visit(&mut self, ingress: PortId, now: Duration) -> io::Result<Readiness> {
-        let received = self.receive(ingress);
+    pub fn visit(&mut self, from: QueueId, now: Duration) -> io::Result<Readiness> {
+        let received = self.receive(from);
         let tables = self.tables.snapshot();
         let mut batch = std::mem::take(&mut self.batch);
         for mut packet in batch.drain(..) {
-            match forward::forward(&mut packet, ingress, &tables) {
-                Ok(verdict) => self.dispatch(packet, verdict, ingress),
-                Err(reason) => self.refuse(packet, reason, ingress, &tables, now),
+            match forward::forward(&mut packet, from.port, &tables) {
+                Ok(verdict) => self.dispatch(packet, verdict, from),
+                Err(reason) => self.refuse(packet, reason, from, &tables, now),
             }
         }
         self.batch = batch;
-        self.relay_errors(ingress, &tables, now);
-        while let Some(egress) = self.sending.pop() {
-            self.send(egress, ingress);
+        self.relay_errors(from, &tables, now);
+        while let Some(to) = self.sending.pop() {
+            self.send(to, from.port);
         }
         self.drop_time = None;
         received
     }
 
-    fn receive(&mut self, ingress: PortId) -> io::Result<Readiness> {
-        let Some(Some(port)) = self.ports.get_mut(ingress.index()) else { return Ok(Readiness::Drained) };
-        let readiness = port.queue.recv(&mut self.pool, &mut self.batch, LIMIT, QUANTUM);
+    fn port(&self, id: PortId) -> Option<&Port> {
+        self.ports.get(id.index())?.as_ref()
+    }
+
+    fn line(&mut self, id: QueueId) -> Option<&mut Line> {
+        self.ports.get_mut(id.port.index())?.as_mut()?.lines.get_mut(id.queue)
+    }
+
+    fn receive(&mut self, from: QueueId) -> io::Result<Readiness> {
+        let Some(Some(port)) = self.ports.get_mut(from.port.index()) else { return Ok(Readiness::Drained) };
+        let Some(line) = port.lines.get_mut(from.queue) else { return Ok(Readiness::Drained) };
+        let readiness = line.queue.recv(&mut self.pool, &mut self.batch, LIMIT, QUANTUM);
         let packets = self.batch.len() as u64;
         port.counters.rx_packets.add(packets);
         port.counters.rx_bytes.add(self.batch.iter().map(|packet| packet.len() as u64).sum());
@@ -149,64 +182,63 @@ impl Forwarder {
     }
 
     /// Does as forwarding says.
-    fn dispatch(&mut self, packet: Packet, verdict: Verdict, ingress: PortId) {
+    fn dispatch(&mut self, packet: Packet, verdict: Verdict, from: QueueId) {
         match verdict {
-            Verdict::Send(egress) => self.enqueue(packet, egress, ingress),
+            Verdict::Send(egress) => self.enqueue(packet, egress, from),
             Verdict::Answer => {
                 self.stats.answered.add(1);
-                if let Some(port) = &self.ports[ingress.index()] {
+                if let Some(port) = self.port(from.port) {
                     port.counters.answered.add(1);
                 }
-                self.enqueue(packet, ingress, ingress);
+                self.enqueue(packet, from.port, from);
             }
-            Verdict::Fragment { port: egress, mtu } => self.fragment(packet, mtu, egress, ingress),
+            Verdict::Fragment { port: egress, mtu } => self.fragment(packet, mtu, egress, from),
         }
     }
 
-    fn fragment(&mut self, packet: Packet, mtu: u16, egress: PortId, ingress: PortId) {
+    fn fragment(&mut self, packet: Packet, mtu: u16, egress: PortId, from: QueueId) {
         let mut fragments = std::mem::take(&mut self.fragments);
         gso::fragment(&packet, mtu.into(), &mut self.pool, &mut fragments);
         if fragments.is_empty() {
-            self.lose(&packet, DropReason::TooBig, ingress);
+            self.lose(&packet, DropReason::TooBig, from.port);
         } else {
             self.stats.originated.add(fragments.len() as u64 - 1);
         }
         self.pool.give(packet);
-        fragments.drain(..).for_each(|fragment| self.enqueue(fragment, egress, ingress));
+        fragments.drain(..).for_each(|fragment| self.enqueue(fragment, egress, from));
         self.fragments = fragments;
     }
 
     /// Drops a packet, and tells its sender if it should know.
-    fn refuse(&mut self, mut packet: Packet, reason: DropReason, ingress: PortId, tables: &Tables, now: Duration) {
-        self.lose(&packet, reason, ingress);
+    fn refuse(&mut self, mut packet: Packet, reason: DropReason, from: QueueId, tables: &Tables, now: Duration) {
+        self.lose(&packet, reason, from.port);
         let outcome = icmp::answer(&mut packet, reason, tables, &mut self.limiter, now);
-        self.conclude(packet, outcome, ingress, tables);
+        self.conclude(packet, outcome, from, tables);
     }
 
     /// Passes on what the underlay said about packets that the port sent.
-    fn relay_errors(&mut self, ingress: PortId, tables: &Tables, now: Duration) {
+    fn relay_errors(&mut self, from: QueueId, tables: &Tables, now: Duration) {
         for _ in 0..ERRORS {
-            let Some(Some(port)) = self.ports.get_mut(ingress.index()) else { return };
-            let Some(error) = port.queue.take_error() else { return };
+            let Some(error) = self.line(from).and_then(|line| line.queue.take_error()) else { return };
             if error.offender.is_some_and(|offender| !icmp::is_on_underlay(offender, tables)) {
                 continue;
             }
             let mut packet = self.pool.take();
             let TunnelError { kind, code, mtu, .. } = error;
             let outcome = icmp::relay(&error.quote, kind, code, mtu, &mut packet, tables, &mut self.limiter, now);
-            self.conclude(packet, outcome, ingress, tables);
+            self.conclude(packet, outcome, from, tables);
             self.notify(Event::TunnelError(error));
         }
     }
 
     /// Sends an ICMP error on its way, if the packet became one.
-    fn conclude(&mut self, mut packet: Packet, outcome: Outcome, ingress: PortId, tables: &Tables) {
+    fn conclude(&mut self, mut packet: Packet, outcome: Outcome, from: QueueId, tables: &Tables) {
         match outcome {
             Outcome::Built => {
                 self.stats.originated.add(1);
                 match forward::originate(&mut packet, tables) {
-                    Ok(verdict) => return self.dispatch(packet, verdict, ingress),
-                    Err(reason) => self.lose(&packet, reason, ingress),
+                    Ok(verdict) => return self.dispatch(packet, verdict, from),
+                    Err(reason) => self.lose(&packet, reason, from.port),
                 }
             }
             Outcome::Suppressed => self.stats.suppressed.add(1),
@@ -215,28 +247,42 @@ impl Forwarder {
         self.pool.give(packet);
     }
 
-    fn enqueue(&mut self, packet: Packet, egress: PortId, ingress: PortId) {
-        let Some(Some(port)) = self.ports.get_mut(egress.index()) else {
+    fn enqueue(&mut self, packet: Packet, egress: PortId, from: QueueId) {
+        let to = QueueId { port: egress, queue: self.choose(&packet, egress, from) };
+        let Some(line) = self.line(to) else {
             self.lose(&packet, DropReason::PortDown, egress);
             return self.pool.give(packet);
         };
-        if port.outgoing.is_empty() {
-            self.sending.push(egress);
+        let first = line.outgoing.is_empty();
+        line.outgoing.push(packet);
+        let full = line.outgoing.len() == LIMIT;
+        if first {
+            self.sending.push(to);
         }
-        port.outgoing.push(packet);
-        if port.outgoing.len() == LIMIT {
-            self.sending.retain(|&id| id != egress);
-            self.send(egress, ingress);
+        if full {
+            self.sending.retain(|&other| other != to);
+            self.send(to, from.port);
         }
     }
 
-    /// Hands a port what is outgoing to it.
-    fn send(&mut self, egress: PortId, ingress: PortId) {
-        let Some(Some(port)) = self.ports.get_mut(egress.index()) else { return };
-        let mut packets = std::mem::take(&mut port.outgoing);
+    /// Which of the egress port's queues a packet leaves by.
+    fn choose(&self, packet: &Packet, egress: PortId, from: QueueId) -> usize {
+        let count = |id| self.port(id).map_or(0, |port| port.lines.len());
+        match count(egress) {
+            0 | 1 => 0,
+            queues if queues == count(from.port) => from.queue,
+            queues => header::flow_hash(packet.network()) as usize % queues,
+        }
+    }
+
+    /// Hands a queue what is outgoing by it.
+    fn send(&mut self, to: QueueId, ingress: PortId) {
+        let Some(Some(port)) = self.ports.get_mut(to.port.index()) else { return };
+        let Some(line) = port.lines.get_mut(to.queue) else { return };
+        let mut packets = std::mem::take(&mut line.outgoing);
         let mut lost = std::mem::take(&mut self.lost);
         let bytes: usize = packets.iter().map(Packet::len).sum();
-        port.queue.send(&mut packets, &mut lost);
+        line.queue.send(&mut packets, &mut lost);
         let lost_bytes: usize = lost.iter().map(|&(index, _)| packets[index].len()).sum();
         let sent = (packets.len() - lost.len()) as u64;
         port.counters.tx_packets.add(sent);
@@ -245,12 +291,12 @@ impl Forwarder {
         for (index, reason) in lost.drain(..) {
             let egress_fault =
                 matches!(reason, DropReason::PortDown | DropReason::EgressFull | DropReason::EgressRejected);
-            self.lose(&packets[index], reason, if egress_fault { egress } else { ingress });
+            self.lose(&packets[index], reason, if egress_fault { to.port } else { ingress });
         }
         self.lost = lost;
         packets.drain(..).for_each(|packet| self.pool.give(packet));
-        if let Some(port) = &mut self.ports[egress.index()] {
-            port.outgoing = packets;
+        if let Some(line) = self.line(to) {
+            line.outgoing = packets;
         }
     }
 

@@ -1,56 +1,55 @@
-//! The loop that forwards: a plain thread which waits for queues to become readable and lets a [`Forwarder`] visit
-//! them.
+//! Workers: threads that wait for queues to become readable, and let a [`Forwarder`] visit them.
 //!
-//! `mio` tells edges: that a queue *became* readable, once. So a port that something arrived for goes on the ready
-//! list, and stays there until a visit says that its queue is drained. Ready ports are visited in turn, each for one
-//! visit's share; between two rounds the poll is asked for more without waiting, and when the list is empty it waits.
-//! Commands of the control side come through a channel and wake the poll; each is answered when it is done, so that a
-//! port which was added is live and one which was removed is closed.
+//! A port's device has several queues. Of `n` workers, number `w` has the queues `w`, `w + n`, `w + 2n`, … of every port,
+//! and sees whole flows, since the kernel and [`Forwarder`] keep a flow on one number. So workers share nothing but the
+//! tables; counters are one set per worker, summed up by readers. There are more queues than workers: a visit takes one
+//! queue's share and goes on to the next, so a flow waits for nobody but those on its own queue.
 //!
-//! A worker shares nothing with others but the tables and the counters that readers sum up. Several need only be
-//! spawned, and given queues of their own of every port's device.
+//! The control side has [`Workers`]. What it asks is done by each worker before the call returns: a port that was added
+//! is live, one that was removed is closed.
 
 mod forwarder;
 #[cfg(test)]
 mod tests;
+mod thread;
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::io;
-use std::ops::ControlFlow;
-use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token, Waker};
+pub use forwarder::{Event, Forwarder, LIMIT, QUANTUM, QueueId};
+use thread::{Command, Handle};
 
-pub use forwarder::{Event, Forwarder, LIMIT, QUANTUM};
-
-use crate::io::{Queue, Readiness};
-use crate::stats::{PortCounters, WorkerStats};
+use crate::io::Queue;
+use crate::stats::{PortStats, WorkerStats};
 use crate::table::{PortId, Publisher};
 
 /// How long a worker may take to answer a command. It does so between two visits, within a millisecond; one that takes
 /// this long is stuck.
 pub const PATIENCE: Duration = Duration::from_secs(5);
-const WAKE: Token = Token(usize::MAX);
 
-/// Why a command to a worker failed.
+/// Why a command to the workers failed.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// The thread has ended: it was stopped, or its poll failed, which the log tells.
+    /// A thread has ended: it was stopped, or its poll failed, which the log tells.
     #[error("the worker has ended")]
     Ended,
-    /// The thread does not answer.
+    /// A thread does not answer.
     #[error("the worker did not answer within {PATIENCE:?}")]
     Stuck,
-    /// The port has a queue: remove it first.
-    #[error("port {0} has a queue already")]
+    /// The port has queues: remove it first.
+    #[error("port {0} has queues already")]
     Taken(PortId),
-    /// The queue's descriptors can't be waited on.
-    #[error("can't wait for the queue of port {id}: {source}")]
+    /// A worker would have no queue of the port, and could send nothing there.
+    #[error("{queues} queues are too few for {workers} workers")]
+    TooFew {
+        /// How many came.
+        queues: usize,
+        /// How many workers there are.
+        workers: usize,
+    },
+    /// A queue's descriptors can't be waited on.
+    #[error("can't wait for a queue of port {id}: {source}")]
     Unpollable {
         /// The port.
         id: PortId,
@@ -59,212 +58,112 @@ pub enum WorkerError {
     },
 }
 
-enum Command {
-    AddPort { id: PortId, queue: Box<dyn Queue>, counters: Arc<PortCounters>, done: Sender<Result<(), WorkerError>> },
-    RemovePort { id: PortId, done: Sender<Result<(), WorkerError>> },
-    Stop { done: Sender<Result<(), WorkerError>> },
-}
-
-/// The control side's end of a worker. Dropping it stops the worker.
+/// The control side's end of all workers. Dropping it stops them.
 #[derive(Debug)]
-pub struct Handle {
-    commands: Sender<Command>,
-    waker: Waker,
-    stats: Arc<WorkerStats>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+pub struct Workers {
+    handles: Vec<Handle>,
+    /// Of the ports that have queues: which of those that had the number.
+    generations: BTreeMap<PortId, u64>,
+    generation: u64,
 }
 
-impl Handle {
-    /// Gives a port its queue, and returns when it is live.
+impl Workers {
+    /// Starts `count` threads. What `notify` returns for each is called on that thread, and must not wait; it is dropped
+    /// when the thread ends, however it ends.
     ///
     /// # Errors
-    /// [`WorkerError`]; the queue is closed then, but after [`WorkerError::Stuck`] it may become live yet.
-    pub fn add_port(&self, id: PortId, queue: Box<dyn Queue>, counters: Arc<PortCounters>) -> Result<(), WorkerError> {
-        self.ask(|done| Command::AddPort { id, queue, counters, done })
+    /// When there is no descriptor or thread left.
+    pub fn spawn<N>(count: usize, tables: &Publisher, notify: impl Fn() -> N) -> io::Result<Self>
+    where
+        N: FnMut(Event) + Send + 'static,
+    {
+        let start = |number| thread::spawn(&format!("worker-{number}"), tables.clone(), notify());
+        let handles = (0..count).map(start).collect::<io::Result<_>>()?;
+        Ok(Self { handles, generations: BTreeMap::new(), generation: 0 })
     }
 
-    /// Takes a port's queue away, and returns when it is closed. A port without a queue is no error.
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.handles.len()
+    }
+
+    /// Gives a port its queues, at least one for each worker, and returns when all are live. `counters` are made as
+    /// many as there are workers.
     ///
     /// # Errors
-    /// [`WorkerError::Ended`] or [`WorkerError::Stuck`].
-    pub fn remove_port(&self, id: PortId) -> Result<(), WorkerError> {
-        self.ask(|done| Command::RemovePort { id, done })
-    }
-
-    /// Ends the worker, and returns when all its queues are closed. Once is enough.
-    ///
-    /// # Errors
-    /// [`WorkerError::Stuck`].
-    pub fn stop(&self) -> Result<(), WorkerError> {
-        match self.ask(|done| Command::Stop { done }) {
-            Ok(()) | Err(WorkerError::Ended) => {}
-            Err(error) => return Err(error),
-        }
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        // A panic has been reported by its own thread.
-        thread.map(JoinHandle::join);
-        Ok(())
-    }
-
-    /// What the worker counts.
-    pub fn stats(&self) -> &Arc<WorkerStats> {
-        &self.stats
-    }
-
-    fn ask(&self, command: impl FnOnce(Sender<Result<(), WorkerError>>) -> Command) -> Result<(), WorkerError> {
-        let (done, answer) = crossbeam_channel::bounded(1);
-        self.commands.send(command(done)).map_err(|_| WorkerError::Ended)?;
-        // A waker fails only with its poll, and then nobody answers.
-        self.waker.wake().map_err(|_| WorkerError::Ended)?;
-        match answer.recv_timeout(PATIENCE) {
-            Ok(result) => result,
-            Err(RecvTimeoutError::Timeout) => Err(WorkerError::Stuck),
-            Err(RecvTimeoutError::Disconnected) => Err(WorkerError::Ended),
-        }
-    }
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        if let Err(error) = self.stop() {
-            tracing::error!(%error, "left a worker behind");
-        }
-    }
-}
-
-/// Starts a worker thread called `name`. `notify` is called on it, and must not wait.
-///
-/// # Errors
-/// When there is no descriptor or thread left.
-pub fn spawn(name: &str, tables: Publisher, notify: impl FnMut(Event) + Send + 'static) -> io::Result<Handle> {
-    let poll = Poll::new()?;
-    let waker = Waker::new(poll.registry(), WAKE)?;
-    let stats = Arc::new(WorkerStats::default());
-    let (commands, inbox) = crossbeam_channel::unbounded();
-    let forwarder = Forwarder::new(tables, stats.clone(), notify);
-    let worker = Worker { poll, inbox, forwarder, ready: Ready::default(), start: Instant::now() };
-    let thread = std::thread::Builder::new().name(name.into()).spawn(move || worker.run())?;
-    Ok(Handle { commands, waker, stats, thread: Mutex::new(Some(thread)) })
-}
-
-struct Worker {
-    poll: Poll,
-    inbox: Receiver<Command>,
-    forwarder: Forwarder,
-    ready: Ready,
-    start: Instant,
-}
-
-impl Worker {
-    fn run(mut self) {
-        let mut events = Events::with_capacity(256);
-        loop {
-            let timeout = (!self.ready.is_empty()).then_some(Duration::ZERO);
-            match self.poll.poll(&mut events, timeout) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return tracing::error!(%error, "a worker can't wait for its ports, and ends"),
-            }
-            let mut woken = false;
-            for event in &events {
-                match event.token() {
-                    WAKE => woken = true,
-                    Token(port) => self.ready.insert(PortId(port as u32)),
-                }
-            }
-            if woken && self.obey().is_break() {
-                return;
-            }
-            for _ in 0..self.ready.len() {
-                self.visit_next();
-            }
-        }
-    }
-
-    fn visit_next(&mut self) {
-        let Some(id) = self.ready.next() else { return };
-        match self.forwarder.visit(id, self.start.elapsed()) {
-            Ok(Readiness::More) => self.ready.insert(id),
-            Ok(Readiness::Drained) => {}
-            Err(error) => {
-                self.remove(id);
-                self.forwarder.notify(Event::PortFailed { id, error });
-            }
-        }
-    }
-
-    fn obey(&mut self) -> ControlFlow<()> {
-        while let Ok(command) = self.inbox.try_recv() {
-            // Who has stopped waiting for the answer needs none.
-            let _ = match command {
-                Command::AddPort { id, queue, counters, done } => done.send(self.add(id, queue, counters)),
-                Command::RemovePort { id, done } => {
-                    self.remove(id);
-                    done.send(Ok(()))
-                }
-                Command::Stop { done } => {
-                    (0..self.forwarder.ports()).for_each(|port| self.remove(PortId(port as u32)));
-                    let _ = done.send(Ok(()));
-                    return ControlFlow::Break(());
-                }
-            };
-        }
-        ControlFlow::Continue(())
-    }
-
-    fn add(&mut self, id: PortId, queue: Box<dyn Queue>, counters: Arc<PortCounters>) -> Result<(), WorkerError> {
-        if self.forwarder.queue(id).is_some() {
+    /// [`WorkerError`]; the queues are closed then, but after [`WorkerError::Stuck`] some may become live yet.
+    pub fn add_port(
+        &mut self,
+        id: PortId,
+        queues: Vec<Box<dyn Queue>>,
+        counters: &mut PortStats,
+    ) -> Result<(), WorkerError> {
+        let workers = self.count();
+        if self.generations.contains_key(&id) {
             return Err(WorkerError::Taken(id));
         }
-        for fd in queue.fds() {
-            self.poll
-                .registry()
-                .register(&mut SourceFd(&fd.as_raw_fd()), Token(id.index()), Interest::READABLE)
-                .map_err(|source| WorkerError::Unpollable { id, source })?;
+        if queues.len() < workers {
+            return Err(WorkerError::TooFew { queues: queues.len(), workers });
         }
-        self.forwarder.add(id, queue, counters);
-        // What came before the registration makes no edge.
-        self.ready.insert(id);
+        self.generation += 1;
+        let generation = self.generation;
+        let mut shares: Vec<Vec<Box<dyn Queue>>> = (0..workers).map(|_| Vec::new()).collect();
+        for (number, queue) in queues.into_iter().enumerate() {
+            shares[number % workers].push(queue);
+        }
+        let counters = counters.of_workers(workers);
+        self.generations.insert(id, generation);
+        for ((handle, queues), counters) in self.handles.iter().zip(shares).zip(counters) {
+            let counters = counters.clone();
+            let added = handle.ask(|done| Command::AddPort { id, generation, queues, counters, done });
+            if let Err(error) = added {
+                // What is wrong with this worker says nothing of the others.
+                let _ = self.remove_port(id);
+                return Err(error);
+            }
+        }
         Ok(())
     }
 
-    fn remove(&mut self, id: PortId) {
-        let Some(queue) = self.forwarder.remove(id) else { return };
-        // Closing would do, were nobody else holding the same open file.
-        for fd in queue.fds() {
-            let _ = self.poll.registry().deregister(&mut SourceFd(&fd.as_raw_fd()));
+    /// Takes a port's queues away, and returns when all are closed. A port without queues is no error.
+    ///
+    /// # Errors
+    /// [`WorkerError::Ended`] or [`WorkerError::Stuck`], after every worker was asked.
+    pub fn remove_port(&mut self, id: PortId) -> Result<(), WorkerError> {
+        self.generations.remove(&id);
+        let remove = |handle: &Handle| handle.ask(|done| Command::RemovePort { id, done });
+        self.handles.iter().map(remove).fold(Ok(()), Result::and)
+    }
+
+    /// Takes in that a worker says a port's device is gone, and takes its queues from the others. False when that port is
+    /// another by now, or has been removed.
+    pub fn failed(&mut self, id: PortId, generation: u64) -> bool {
+        let current = self.generations.get(&id) == Some(&generation);
+        if current && let Err(error) = self.remove_port(id) {
+            tracing::error!(%error, port = %id, "can't take a port from the workers");
         }
+        current
+    }
+
+    /// Closes every port, and waits for the threads to end.
+    ///
+    /// # Errors
+    /// [`WorkerError::Stuck`], after every worker was asked.
+    pub fn stop(&self) -> Result<(), WorkerError> {
+        self.handles.iter().map(Handle::stop).fold(Ok(()), Result::and)
+    }
+
+    /// What each worker counts.
+    pub fn stats(&self) -> impl Iterator<Item = &WorkerStats> + Clone {
+        self.handles.iter().map(|handle| &**handle.stats())
     }
 }
 
-/// The ports to be visited, each once, in the order they became ready.
-#[derive(Default)]
-struct Ready {
-    queue: VecDeque<PortId>,
-    queued: Vec<bool>,
+/// How many queues a port's device has with so many workers: several for each, so that a flow has few others on its own,
+/// as far as descriptors travel (`tapir_cni::protocol::MAX_QUEUES`).
+pub const fn queues(workers: usize) -> usize {
+    if workers <= 4 { 8 } else { 16 }
 }
 
-impl Ready {
-    fn insert(&mut self, id: PortId) {
-        if self.queued.len() <= id.index() {
-            self.queued.resize(id.index() + 1, false);
-        }
-        if !std::mem::replace(&mut self.queued[id.index()], true) {
-            self.queue.push_back(id);
-        }
-    }
-
-    fn next(&mut self) -> Option<PortId> {
-        let id = self.queue.pop_front()?;
-        self.queued[id.index()] = false;
-        Some(id)
-    }
-
-    fn len(&self) -> usize {
-        self.queue.len()
-    }
-
-    fn is_empty(&self) -> bool {
-        self.queue.is_empty()
-    }
-}
+/// The most workers that there can be.
+pub const MAX_WORKERS: usize = 16;

@@ -6,11 +6,14 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+
 use super::*;
 use crate::drop_reason::{DropReason, REASONS};
-use crate::io::TunnelError;
 use crate::io::memory::{Far, Kind, pair};
+use crate::io::{Readiness, TunnelError};
 use crate::packet::{Gso, Offload, Packet, PartialChecksum};
+use crate::stats::PortCounters;
 use crate::table::{Adjacency, Fib, GATEWAY_MAC, Mac, Path, Peer, Port, PortKind, Rewrite, Tables};
 use crate::wire::checksum;
 
@@ -155,7 +158,7 @@ impl Node {
             let kind = if id == PortId::TUNNEL { Kind::Tunnel { mtu: MTU.into() } } else { Kind::Whole };
             let (queue, far) = pair(kind).expect("descriptors");
             let counters = Arc::new(PortCounters::default());
-            forwarder.add(id, Box::new(queue), counters.clone());
+            forwarder.add(id, vec![Box::new(queue)], counters.clone());
             ports.push((id, far, counters));
         }
         Self { forwarder, stats, ports, events }
@@ -176,7 +179,7 @@ impl Node {
     }
 
     fn visit(&mut self, port: PortId) {
-        while self.forwarder.visit(port, Duration::from_secs(1)).expect("alive") == Readiness::More {}
+        while self.forwarder.visit(only(port), Duration::from_secs(1)).expect("alive") == Readiness::More {}
     }
 
     /// What the forwarder sent to a port.
@@ -413,26 +416,56 @@ fn one_visit_takes_its_share_and_no_more() {
     for _ in 0..LIMIT + 1 {
         node.far(A).deliver(frame(A, &Ip::new(A_IP, B_IP).with(&[0; 100])));
     }
-    assert_eq!(node.forwarder.visit(A, Duration::ZERO).expect("alive"), Readiness::More);
+    assert_eq!(node.forwarder.visit(only(A), Duration::ZERO).expect("alive"), Readiness::More);
     assert_eq!(node.sent(B).len(), LIMIT);
-    assert_eq!(node.forwarder.visit(A, Duration::ZERO).expect("alive"), Readiness::Drained);
+    assert_eq!(node.forwarder.visit(only(A), Duration::ZERO).expect("alive"), Readiness::Drained);
     for _ in 0..20 {
         node.far(A).deliver(super_frame(A, A_IP, B_IP));
     }
-    node.forwarder.visit(A, Duration::ZERO).expect("alive");
+    node.forwarder.visit(only(A), Duration::ZERO).expect("alive");
     let bytes: usize = node.sent(B).iter().map(Packet::len).sum();
     assert!(bytes < QUANTUM + 11_000 && bytes > QUANTUM - 11_000, "{bytes}");
 }
 
+/// Pods with several queues each, and a tunnel with one.
 #[test]
-fn ports_that_are_ready_take_turns() {
-    let mut ready = Ready::default();
-    for id in [A, B, A, C, B] {
-        ready.insert(id);
+fn a_packet_leaves_by_the_queue_with_the_number_it_came_by() {
+    let publisher = Publisher::default();
+    publisher.publish(tables());
+    let mut forwarder = Forwarder::new(publisher, Arc::default(), |_| {});
+    let mut add = |id, count, kind| -> Vec<Far> {
+        let (queues, fars): (Vec<Box<dyn Queue>>, _) = (0..count)
+            .map(|_| pair(kind).expect("descriptors"))
+            .map(|(queue, far)| (Box::new(queue) as _, far))
+            .unzip();
+        forwarder.add(id, queues, Arc::default());
+        fars
+    };
+    let (a, b) = (add(A, 4, Kind::Whole), add(B, 4, Kind::Whole));
+    let tunnel = add(PortId::TUNNEL, 1, Kind::Tunnel { mtu: MTU.into() });
+    for queue in 0..4 {
+        a[queue].deliver(frame(A, &Ip::new(A_IP, B_IP).with(&[0; 100])));
+        a[queue].deliver(frame(A, &Ip::new(A_IP, REMOTE).with(&[0; 100])));
+        a[queue].deliver(arp(A, A_IP, Ipv4Addr::new(169, 254, 1, 1)));
+        while forwarder.visit(QueueId { port: A, queue }, Duration::ZERO).expect("alive") == Readiness::More {}
+        assert!(b[queue].take().is_some() && a[queue].take().is_some() && tunnel[0].take().is_some());
     }
-    assert_eq!(ready.next(), Some(A));
-    ready.insert(A);
-    assert_eq!(std::iter::from_fn(|| ready.next()).collect::<Vec<_>>(), [B, C, A]);
+    assert!(a.iter().chain(&b).all(|far| far.take().is_none()));
+
+    // From one queue to four: a flow stays on one, and flows spread.
+    let mut used = std::collections::BTreeSet::new();
+    for port in 0..32_u16 {
+        for _ in 0..2 {
+            let payload = [&port.to_be_bytes()[..], &[0, 80, 0, 108, 0, 0], &[0; 100]].concat();
+            tunnel[0].deliver(tunnelled(PEER, &Ip::new(REMOTE, A_IP).with(&payload)));
+        }
+        while forwarder.visit(only(PortId::TUNNEL), Duration::ZERO).expect("alive") == Readiness::More {}
+        let to: Vec<(usize, usize)> =
+            a.iter().map(|far| std::iter::from_fn(|| far.take()).count()).enumerate().filter(|(_, n)| *n > 0).collect();
+        assert!(matches!(to[..], [(_, 2)]), "a flow came out of {to:?}");
+        used.insert(to[0].0);
+    }
+    assert_eq!(used.len(), 4);
 }
 
 /// Something for a pod to send.
@@ -484,7 +517,7 @@ proptest! {
             node.far(port).deliver(packet);
         }
         for port in [A, PortId::TUNNEL] {
-            while node.forwarder.visit(port, Duration::from_secs(1)).expect("alive") == Readiness::More {
+            while node.forwarder.visit(only(port), Duration::from_secs(1)).expect("alive") == Readiness::More {
                 node.check_books();
             }
             node.check_books();
@@ -499,19 +532,37 @@ proptest! {
     }
 }
 
-/// A worker thread with pods A and B.
-fn spawn_with_pods() -> (Handle, Far, Far, Receiver<Event>) {
+/// The only queue of a port.
+fn only(port: PortId) -> QueueId {
+    QueueId { port, queue: 0 }
+}
+
+/// A device with so many queues.
+fn device(queues: usize) -> (Vec<Box<dyn Queue>>, Vec<Far>) {
+    let pairs = (0..queues).map(|_| pair(Kind::Whole).expect("descriptors"));
+    pairs.map(|(queue, far)| (Box::new(queue) as _, far)).unzip()
+}
+
+/// Worker threads with pods A and B, whose devices have two queues for each.
+fn spawn_with_pods(count: usize) -> (Workers, Vec<Far>, Vec<Far>, Receiver<Event>) {
     let publisher = Publisher::default();
     publisher.publish(tables());
     let (sender, events) = crossbeam_channel::unbounded();
-    let worker = spawn("test", publisher, move |event| sender.send(event).expect("the test listens"));
-    let worker = worker.expect("a thread");
+    let notify = || {
+        let sender = sender.clone();
+        move |event| sender.send(event).expect("the test listens")
+    };
+    let mut workers = Workers::spawn(count, &publisher, notify).expect("threads");
     let [a, b] = [A, B].map(|id| {
-        let (queue, far) = pair(Kind::Whole).expect("descriptors");
-        worker.add_port(id, Box::new(queue), Arc::default()).expect("added");
-        far
+        let (queues, fars) = device(2 * count);
+        workers.add_port(id, queues, &mut PortStats::default()).expect("added");
+        fars
     });
-    (worker, a, b, events)
+    (workers, a, b, events)
+}
+
+fn sum(workers: &Workers, counter: impl Fn(&WorkerStats) -> u64) -> u64 {
+    workers.stats().map(counter).sum()
 }
 
 fn eventually<T>(what: impl Fn() -> Option<T>) -> T {
@@ -526,72 +577,109 @@ fn eventually<T>(what: impl Fn() -> Option<T>) -> T {
 }
 
 #[test]
-fn a_worker_forwards_everything_that_arrives() {
-    let (worker, a, b, _events) = spawn_with_pods();
-    for _ in 0..10 {
-        // More than one visit takes, so that something is left when the edge has been told.
-        for _ in 0..3 * LIMIT {
-            a.deliver(frame(A, &Ip::new(A_IP, B_IP).with(&[1; 60])));
+fn workers_forward_everything_that_arrives() {
+    for count in [1, 2, 3] {
+        let (workers, a, b, _events) = spawn_with_pods(count);
+        for _ in 0..10 {
+            for (a, b) in a.iter().zip(&b) {
+                // More than one visit takes.
+                for _ in 0..3 * LIMIT {
+                    a.deliver(frame(A, &Ip::new(A_IP, B_IP).with(&[1; 60])));
+                }
+                for _ in 0..3 * LIMIT {
+                    eventually(|| b.take());
+                }
+            }
         }
-        for _ in 0..3 * LIMIT {
-            eventually(|| b.take());
-        }
+        workers.stop().expect("stopped");
+        let each = (60 * LIMIT) as u64;
+        assert!(workers.stats().all(|stats| stats.sent.get() == each), "each has the same share of the queues");
     }
-    worker.stop().expect("stopped");
-    assert_eq!(worker.stats().sent.get(), 30 * LIMIT as u64);
+}
+
+/// A queue that is left half full must be told again.
+#[test]
+fn a_half_read_queue_is_read_on() {
+    let (_workers, a, b, _events) = spawn_with_pods(1);
+    for _ in 0..40 {
+        a[0].deliver(super_frame(A, A_IP, B_IP));
+    }
+    for _ in 0..40 {
+        eventually(|| b[0].take());
+    }
 }
 
 #[test]
 fn ports_come_and_go() {
-    let (worker, a, b, _events) = spawn_with_pods();
-    let (queue, _far) = pair(Kind::Whole).expect("descriptors");
-    let taken = worker.add_port(A, Box::new(queue), Arc::default());
+    let (mut workers, a, b, _events) = spawn_with_pods(2);
+    let taken = workers.add_port(A, device(4).0, &mut PortStats::default());
     assert!(matches!(taken, Err(WorkerError::Taken(A))));
+    let few = workers.add_port(C, device(1).0, &mut PortStats::default());
+    assert!(matches!(few, Err(WorkerError::TooFew { queues: 1, workers: 2 })));
 
-    worker.remove_port(B).expect("removed");
-    worker.remove_port(B).expect("and again");
-    a.deliver(frame(A, &Ip::new(A_IP, B_IP).with(&[1; 60])));
-    eventually(|| (worker.stats().drops[DropReason::PortDown as usize].get() == 1).then_some(()));
-    assert!(b.take().is_none());
+    workers.remove_port(B).expect("removed");
+    workers.remove_port(B).expect("and again");
+    for far in &a {
+        far.deliver(frame(A, &Ip::new(A_IP, B_IP).with(&[1; 60])));
+    }
+    let dropped = |stats: &WorkerStats| stats.drops[DropReason::PortDown as usize].get();
+    eventually(|| (sum(&workers, dropped) == 4).then_some(()));
+    assert!(b.iter().all(|far| far.take().is_none()));
 
-    // What was waiting before the queue was added is seen.
-    let (queue, b) = pair(Kind::Whole).expect("descriptors");
-    b.deliver(frame(B, &Ip::new(B_IP, A_IP).with(&[1; 60])));
-    worker.add_port(B, Box::new(queue), Arc::default()).expect("added");
-    eventually(|| a.take());
+    // What was waiting before the queues were added is seen.
+    let (queues, b) = device(4);
+    for far in &b {
+        far.deliver(frame(B, &Ip::new(B_IP, A_IP).with(&[1; 60])));
+    }
+    workers.add_port(B, queues, &mut PortStats::default()).expect("added");
+    for far in &a {
+        eventually(|| far.take());
+    }
 }
 
 #[test]
 fn a_port_whose_device_is_gone_is_let_go_and_reported() {
-    let (worker, a, b, events) = spawn_with_pods();
-    b.remove();
-    let Ok(Event::PortFailed { id: B, error }) = events.recv_timeout(Duration::from_secs(5)) else {
-        panic!("the control side is told nothing")
-    };
-    assert_eq!(error.raw_os_error(), Some(77), "EBADFD");
-    let (queue, b) = pair(Kind::Whole).expect("descriptors");
-    worker.add_port(B, Box::new(queue), Arc::default()).expect("the port is free");
-    a.deliver(frame(A, &Ip::new(A_IP, B_IP).with(&[1; 60])));
-    eventually(|| b.take());
+    let (mut workers, a, b, events) = spawn_with_pods(2);
+    b.iter().for_each(Far::remove);
+    let mut failures = Vec::new();
+    for _ in 0..2 {
+        let Ok(Event::PortFailed { id: B, generation, error }) = events.recv_timeout(Duration::from_secs(5)) else {
+            panic!("the control side is told nothing")
+        };
+        assert_eq!(error.raw_os_error(), Some(77), "EBADFD");
+        failures.push(generation);
+    }
+    assert!(workers.failed(B, failures[0]), "it was that port");
+    let (queues, b) = device(4);
+    workers.add_port(B, queues, &mut PortStats::default()).expect("the port is free");
+    assert!(!workers.failed(B, failures[1]), "what the other worker says is of the port before");
+    for (a, b) in a.iter().zip(&b) {
+        a.deliver(frame(A, &Ip::new(A_IP, B_IP).with(&[1; 60])));
+        eventually(|| b.take());
+    }
 }
 
 #[test]
-fn a_stopped_worker_says_so() {
-    let (worker, ..) = spawn_with_pods();
-    worker.stop().expect("stopped");
-    worker.stop().expect("once is enough");
-    assert!(matches!(worker.remove_port(A), Err(WorkerError::Ended)));
+fn stopped_workers_say_so() {
+    let (mut workers, ..) = spawn_with_pods(2);
+    workers.stop().expect("stopped");
+    workers.stop().expect("once is enough");
+    assert!(matches!(workers.remove_port(A), Err(WorkerError::Ended)));
 }
 
 /// The control side hears of a worker's end by this alone.
 #[test]
 fn a_worker_that_dies_lets_go_of_whom_it_tells() {
     let (sender, events) = crossbeam_channel::bounded::<()>(0);
-    let notify = move |_| panic!("with {sender:?}");
-    let worker = spawn("test", Publisher::default(), notify).expect("a thread");
-    let (queue, far) = pair(Kind::Whole).expect("descriptors");
-    worker.add_port(A, Box::new(queue), Arc::default()).expect("added");
-    far.remove();
+    let sender = std::cell::RefCell::new(Some(sender));
+    let notify = || {
+        let sender = sender.take();
+        move |_| panic!("with {sender:?}")
+    };
+    let mut workers = Workers::spawn(1, &Publisher::default(), notify).expect("a thread");
+    let (queues, fars) = device(1);
+    workers.add_port(A, queues, &mut PortStats::default()).expect("added");
+    fars[0].remove();
     assert_eq!(events.recv_timeout(Duration::from_secs(5)), Err(RecvTimeoutError::Disconnected));
-    assert!(matches!(worker.remove_port(A), Err(WorkerError::Ended)));
+    assert!(matches!(workers.remove_port(A), Err(WorkerError::Ended)));
 }

@@ -14,7 +14,7 @@ use tapir::drop_reason::DropReason;
 use tapir::io::memory::{self, Far, Kind};
 use tapir::stats::{Counter, PortCounters, WorkerStats};
 use tapir::table::{PortId, Publisher};
-use tapir::worker::Forwarder;
+use tapir::worker::{Forwarder, QueueId};
 use tapir_cni::protocol::{AttachmentId, PodRef};
 
 /// The underlay's MTU.
@@ -49,6 +49,7 @@ impl Node {
     pub fn new(config: &str) -> Self {
         let config = Config::parse(config, Path::new("tapird.toml")).expect("a good config");
         let underlay = Underlay {
+            index: 2,
             interface: "eth0".into(),
             address: config.node.address.expect("the config names the node's address"),
             mtu: UNDERLAY_MTU,
@@ -95,7 +96,7 @@ impl Node {
     fn add_port(&mut self, id: PortId, name: String, kind: Kind) {
         let (queue, far) = memory::pair(kind).expect("descriptors");
         let counters = Arc::new(PortCounters::default());
-        self.forwarder.add(id, Box::new(queue), counters.clone());
+        self.forwarder.add(id, vec![Box::new(queue)], counters.clone());
         self.ports.push(Port { id, name, far, counters });
     }
 
@@ -111,7 +112,7 @@ impl Node {
     /// Lets every port be visited once.
     pub fn turn(&mut self, now: Duration) -> io::Result<()> {
         for index in 0..self.ports.len() {
-            self.forwarder.visit(self.ports[index].id, now)?;
+            self.forwarder.visit(QueueId { port: self.ports[index].id, queue: 0 }, now)?;
         }
         Ok(())
     }

@@ -152,12 +152,16 @@ fn queues_must_be_the_pods() {
     let settle = || eventually("the ADD is undone", || node.endpoints().is_empty());
 
     let (mut client, wiring) = begin();
-    assert_eq!(refused(client.attach(&pod.id, &[])).message, "0 queues came, and 1 was asked for");
+    assert_eq!(refused(client.attach(&pod.id, &[])).message, "0 queues came, and 8 were asked for");
     let elsewhere = other.wire(&wiring);
     let refusal = refused(client.attach(&pod.id, &elsewhere));
     assert!(refusal.message.contains("its device is in another namespace"), "{refusal:?}");
-    let file = std::fs::File::open("/dev/null").unwrap();
-    assert!(refused(client.attach(&pod.id, &[file.into()])).message.starts_with("not a queue of eth0"));
+    // The last is looked at like the first.
+    let mut mixed = pod.wire(&wiring);
+    mixed.pop();
+    mixed.push(std::fs::File::open("/dev/null").unwrap().into());
+    assert!(refused(client.attach(&pod.id, &mixed)).message.starts_with("not a queue of eth0"));
+    drop(mixed);
     let stranger = AttachmentId { container_id: "stranger".into(), ..pod.id.clone() };
     assert_eq!(refused(client.attach(&stranger, &elsewhere)).code, code::UNKNOWN_CONTAINER);
     assert_eq!(refused(node.client().attach(&pod.id, &elsewhere)).code, code::UNKNOWN_CONTAINER, "another connection");

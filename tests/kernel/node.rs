@@ -2,16 +2,15 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
-use std::sync::Arc;
 
 use tapir::io::tap::Tap;
 use tapir::io::tunnel_raw::{Share, TunnelRaw};
-use tapir::stats::PortCounters;
+use tapir::stats::PortStats;
 use tapir::sys::tap::{Layer, open_queue};
 use tapir::table::{
     Adjacency, Fib, GATEWAY_V4, GATEWAY_V6, Mac, Path, Peer, Port, PortId, PortKind, Publisher, Rewrite, Tables,
 };
-use tapir::worker::{Handle, spawn};
+use tapir::worker::Workers;
 
 use crate::namespace::Namespace;
 
@@ -33,8 +32,8 @@ impl Pod {
 }
 
 pub struct Node {
-    pub worker: Handle,
-    pub counters: Vec<Arc<PortCounters>>,
+    pub workers: Workers,
+    pub counters: Vec<PortStats>,
 }
 
 /// Another node: its underlay address, and the `node` of its pods.
@@ -44,16 +43,15 @@ impl Node {
     /// Attaches the pods, and the tunnel of `underlay`, a namespace and the node's address there.
     pub fn new(pods: &[&Pod], underlay: Option<(&Namespace, Ipv4Addr)>, remotes: &[Remote]) -> Self {
         let publisher = Publisher::default();
-        let worker = spawn("test", publisher.clone(), |_| {}).expect("a thread");
+        let workers = Workers::spawn(1, &publisher, || |_| {}).expect("a thread");
         let mut tables = Tables { router_v4: Some(Ipv4Addr::new(10, 1, 0, 254)), ..Tables::default() };
         let mut routes = Vec::new();
-        let mut node = Self { worker, counters: Vec::new() };
+        let mut node = Self { workers, counters: Vec::new() };
         tables.ports = vec![None, None];
-        node.counters.resize_with(2, Arc::default);
+        node.counters.resize_with(2, PortStats::default);
         if let Some((namespace, address)) = underlay {
             let tunnel = namespace.run(|| TunnelRaw::open(address, MTU, Share::WHOLE)).expect("raw sockets");
-            let counters = node.counters[0].clone();
-            node.worker.add_port(PortId::TUNNEL, Box::new(tunnel), counters).expect("added");
+            node.workers.add_port(PortId::TUNNEL, vec![Box::new(tunnel)], &mut node.counters[0]).expect("added");
             tables.node = Some(address);
             tables.ports[0] = Some(Port { name: "tunnel".into(), kind: PortKind::Tunnel, mtu: MTU });
             for &(peer, number) in remotes {
@@ -70,9 +68,9 @@ impl Node {
         for pod in pods {
             let port = PortId(tables.ports.len() as u32);
             let mac = [2, 0, 0, 0, 0, port.0 as u8];
-            let counters = Arc::<PortCounters>::default();
-            node.counters.push(counters.clone());
-            node.worker.add_port(port, Box::new(attach(pod, mac)), counters).expect("added");
+            let mut counters = PortStats::default();
+            node.workers.add_port(port, vec![Box::new(attach(pod, mac))], &mut counters).expect("added");
+            node.counters.push(counters);
             let addresses = vec![IpAddr::V4(pod.v4), IpAddr::V6(pod.v6)];
             for address in &addresses {
                 let rewrite = Rewrite::ethernet(mac, address.is_ipv6());
