@@ -1,4 +1,4 @@
-//! What the kernel did to a tunnelled packet before a raw socket saw it.
+//! What the kernel did to a tunnelled packet before a socket saw it.
 //!
 //! Where the underlay's device does GRO, the kernel merges the TCP segments inside IPIP, too: a raw socket then hears
 //! one inner packet of up to 64 KB, and nothing says how long its segments were. And where a peer's kernel left the
@@ -32,33 +32,36 @@ pub fn recognise(packet: &mut Packet, mtu: usize) {
 /// Mends what the kernel said of a received packet that lies behind an outer header of `outer` bytes.
 ///
 /// Where the underlay's device does GRO by lists (`rx-gro-list`), a super-frame has the checksum of its first segment,
-/// verified, and none to complete. And a packet longer than peers send which is no super-frame was merged by somebody
-/// who did not say so.
+/// verified, and none to complete, or one to complete that is the first segment's. And a packet longer than peers send
+/// which is no super-frame was merged by somebody who did not say so.
 pub fn repair(packet: &mut Packet, outer: usize, mtu: usize) {
-    let inner = outer.checked_sub(packet.link().len()).and_then(|options| packet.network().get(options..));
-    let Some(inner) = inner else { return };
-    match (packet.offload.gso, packet.offload.partial) {
-        (Gso::None, None) if inner.len() > mtu => {
-            packet.offload = incomplete(inner, mtu).unwrap_or(packet.offload);
-        }
-        (Gso::None, _) | (_, Some(_)) => {}
-        (_, None) => packet.offload.partial = reset_checksum(packet, outer),
+    let Offload { gso, gso_size, partial, .. } = packet.offload;
+    let Some(inner) = packet.bytes_mut().get_mut(outer..) else { return };
+    if gso != Gso::None {
+        packet.offload.partial = of_the_whole(inner, gso_size, partial).or(partial);
+    } else if partial.is_none() && inner.len() > mtu {
+        packet.offload = incomplete(inner, mtu).unwrap_or(packet.offload);
     }
 }
 
-/// Makes the transport checksum of a packet partial.
-fn reset_checksum(packet: &mut Packet, outer: usize) -> Option<PartialChecksum> {
-    let inner = packet.bytes_mut().get_mut(outer..)?;
+/// Makes the checksum of a super-frame partial, for all of it, unless it is already.
+fn of_the_whole(inner: &mut [u8], gso_size: u16, partial: Option<PartialChecksum>) -> Option<PartialChecksum> {
     let header = Header::parse(inner).ok()?;
-    let offset = match header.protocol {
-        TCP => 16,
-        UDP => 6,
+    let transport = inner.get_mut(header.transport..header.length)?;
+    let (offset, headers) = match header.protocol {
+        TCP => (16, usize::from(transport.get(12)? >> 4) * 4),
+        UDP => (6, 8),
         _ => return None,
     };
-    let length = header.length - header.transport;
-    let sum = checksum::pseudo_header(header.source, header.destination, header.protocol, length);
-    let field = inner.get_mut(header.transport + offset..)?.first_chunk_mut()?;
-    *field = checksum::fold(sum).to_be_bytes();
+    let sum = |length| {
+        let sum = checksum::pseudo_header(header.source, header.destination, header.protocol, length);
+        checksum::fold(sum).to_be_bytes()
+    };
+    let whole = sum(transport.len());
+    let field: &mut [u8; 2] = transport.get_mut(offset..)?.first_chunk_mut()?;
+    if partial.is_none() || *field == sum(headers + usize::from(gso_size)) {
+        *field = whole;
+    }
     Some(PartialChecksum { start: u16::try_from(header.transport).ok()?, offset: offset as u16 })
 }
 
@@ -158,6 +161,35 @@ mod tests {
         }
     }
 
+    /// What is told of a list of merged frames, with or without a checksum left to complete.
+    #[test]
+    fn lists_get_the_checksum_of_the_whole() {
+        for (ipv6, protocol, gso, headers) in [
+            (false, TCP, Gso::Tcp4, 20),
+            (true, TCP, Gso::Tcp6, 20),
+            (false, UDP, Gso::Udp, 8),
+            (true, UDP, Gso::Udp, 8),
+        ] {
+            let whole = incomplete(ipv6, protocol, 4000);
+            let start = whole.len() - 4000 - headers;
+            let partial = Some(PartialChecksum { start: start as u16, offset: if protocol == TCP { 16 } else { 6 } });
+            let field = start + if protocol == TCP { 16 } else { 6 };
+            let first = incomplete(ipv6, protocol, 1000).network()[field..field + 2].to_vec();
+            for (left, told, expected) in [
+                (first, partial, whole.network()[field..field + 2].to_vec()),
+                (vec![1, 2], None, whole.network()[field..field + 2].to_vec()),
+                (vec![1, 2], partial, vec![1, 2]),
+            ] {
+                let mut packet = Packet::copy_of(&[&[0; 24], whole.network()].concat(), 20);
+                packet.bytes_mut()[24 + field..24 + field + 2].copy_from_slice(&left);
+                packet.offload = Offload { gso, gso_size: 1000, partial: told, ..Offload::default() };
+                repair(&mut packet, 24, MTU);
+                assert_eq!(packet.offload.partial, partial);
+                assert_eq!(packet.bytes()[24 + field..24 + field + 2], expected, "{gso:?} {left:?} {told:?}");
+            }
+        }
+    }
+
     #[test]
     fn congestion_window_reduced_is_kept_on_the_first_segment_only() {
         let mut packet = incomplete(false, TCP, 4000);
@@ -193,6 +225,10 @@ mod tests {
         fn never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..120), mtu in 0..2000_usize) {
             let mut packet = Packet::copy_of(&bytes, 0);
             recognise(&mut packet, mtu);
+            for gso in [Gso::None, Gso::Tcp4, Gso::Udp] {
+                packet.offload.gso = gso;
+                repair(&mut packet, mtu % 30, mtu);
+            }
         }
     }
 }

@@ -14,8 +14,8 @@ use tapir::table::Rewrite;
 use crate::namespace::{Namespace, join, privileged};
 use crate::packets::{checksum, pseudo_header, sum};
 
-const A: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-const B: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+pub const A: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub const B: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 const MTU: u16 = 1480;
 
 /// The index of an interface.
