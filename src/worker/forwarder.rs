@@ -10,7 +10,7 @@
 //!
 //! A packet leaves by the queue with the same number as the one it came by. So the flows that share a queue on one port
 //! share it on all, in both directions, since the kernel has a pod's answer come out of the queue that its question was
-//! written to (`tests/kernel/queues.rs`). Where the numbers differ, as behind a raw tunnel's one socket, addresses and
+//! written to (`tests/kernel/flows_meet_on_one_queue.rs`). Where the numbers differ, as behind a raw tunnel's one socket, addresses and
 //! ports of the packet choose.
 //!
 //! A forwarder is single-threaded and owns its queues. Several share nothing but the tables.

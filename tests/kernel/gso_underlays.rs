@@ -16,6 +16,7 @@ use tapir::table::Rewrite;
 
 use crate::gso_tunnel::{A, B, Inner, acquaint, open, outer, pair, ready, receive, segments, send};
 use crate::namespace::{Namespace, eventually, join, privileged};
+use crate::node::{MTU, Node, Pod, transfer};
 use crate::packets::{ipv4, tcp};
 
 /// A tunnel on another interface than `eth0`.
@@ -244,6 +245,39 @@ fn the_program_goes_with_the_last_queue() {
     }
     let (mut sender, mut receiver) = (open(&a, A), open(&b, B));
     acquaint(&mut sender, &mut receiver);
+}
+
+/// TCP between pods of two nodes, through workers.
+fn pods_talk(offloads: &str, merges: bool) {
+    let (underlay_a, underlay_b) = (Namespace::new(), Namespace::new());
+    join(&underlay_a, "192.0.2.1/24", &underlay_b, "192.0.2.2/24");
+    for underlay in [&underlay_a, &underlay_b] {
+        if merges {
+            underlay.shell("echo 100000 > /sys/class/net/eth0/gro_flush_timeout");
+            underlay.shell("echo 100 > /sys/class/net/eth0/napi_defer_hard_irqs");
+        }
+        underlay.shell(&format!("ethtool -K eth0 {offloads}"));
+    }
+    let [pod_a, pod_b] = [1, 2].map(|node| Pod::new(node, 1));
+    let tunnel = |namespace, node| Some((Box::new(open(namespace, node)) as Box<dyn Queue>, node));
+    let _node_a = Node::with_tunnel(&[&pod_a], tunnel(&underlay_a, A), &[(B, 2)]);
+    let node_b = Node::with_tunnel(&[&pod_b], tunnel(&underlay_b, B), &[(A, 1)]);
+    transfer(&pod_a, &pod_b, pod_b.v4.into(), 8 << 20);
+    transfer(&pod_a, &pod_b, pod_b.v6.into(), 8 << 20);
+    transfer(&pod_b, &pod_a, pod_a.v4.into(), 8 << 20);
+    let counters = &node_b.counters[0];
+    let average = counters.sum(|one| one.rx_bytes.get()) / counters.sum(|one| one.rx_packets.get());
+    assert!(average > u64::from(MTU), "{average} bytes a packet: nothing was joined");
+}
+
+#[test]
+fn pods_talk_where_frames_are_cut_whole_or_merged() {
+    if privileged() {
+        pods_talk("tso on", false);
+        pods_talk("tso off gso off tx off gro off", false);
+        pods_talk("tso off gro on", true);
+        pods_talk("tso off gro on rx-gro-list on", true);
+    }
 }
 
 /// Frames by somebody who sits on the underlay's wire.

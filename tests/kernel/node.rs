@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 
+use tapir::io::Queue;
 use tapir::io::tap::Tap;
 use tapir::io::tunnel_raw::{Share, TunnelRaw};
 use tapir::stats::PortStats;
@@ -42,6 +43,15 @@ pub type Remote = (Ipv4Addr, u8);
 impl Node {
     /// Attaches the pods, and the tunnel of `underlay`, a namespace and the node's address there.
     pub fn new(pods: &[&Pod], underlay: Option<(&Namespace, Ipv4Addr)>, remotes: &[Remote]) -> Self {
+        let tunnel = underlay.map(|(namespace, address)| {
+            let tunnel = namespace.run(|| TunnelRaw::open(address, MTU, Share::WHOLE)).expect("raw sockets");
+            (Box::new(tunnel) as Box<dyn Queue>, address)
+        });
+        Self::with_tunnel(pods, tunnel, remotes)
+    }
+
+    /// Attaches the pods, and a tunnel of the node with that address.
+    pub fn with_tunnel(pods: &[&Pod], tunnel: Option<(Box<dyn Queue>, Ipv4Addr)>, remotes: &[Remote]) -> Self {
         let publisher = Publisher::default();
         let workers = Workers::spawn(1, &publisher, || |_| {}).expect("a thread");
         let mut tables = Tables { router_v4: Some(Ipv4Addr::new(10, 1, 0, 254)), ..Tables::default() };
@@ -49,9 +59,8 @@ impl Node {
         let mut node = Self { workers, counters: Vec::new() };
         tables.ports = vec![None, None];
         node.counters.resize_with(2, PortStats::default);
-        if let Some((namespace, address)) = underlay {
-            let tunnel = namespace.run(|| TunnelRaw::open(address, MTU, Share::WHOLE)).expect("raw sockets");
-            node.workers.add_port(PortId::TUNNEL, vec![Box::new(tunnel)], &mut node.counters[0]).expect("added");
+        if let Some((tunnel, address)) = tunnel {
+            node.workers.add_port(PortId::TUNNEL, vec![tunnel], &mut node.counters[0]).expect("added");
             tables.node = Some(address);
             tables.ports[0] = Some(Port { name: "tunnel".into(), kind: PortKind::Tunnel, mtu: MTU });
             for &(peer, number) in remotes {
