@@ -7,7 +7,7 @@ use super::{GATEWAY_MAC, port};
 use crate::drop_reason::DropReason;
 
 /// What happens to packets of a route.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Adjacency {
     /// They go no further.
     Drop(DropReason),
@@ -18,7 +18,7 @@ pub enum Adjacency {
 }
 
 /// A way out of the node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Path {
     /// Through this port.
     pub port: PortId,
@@ -29,7 +29,7 @@ pub struct Path {
 }
 
 /// The bytes prepended to a packet for its next hop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rewrite {
     /// Nothing: the port takes bare IP.
     None,

@@ -6,15 +6,15 @@
 mod adjacency;
 mod fib;
 mod port;
+mod publisher;
+mod trie;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
-
-use arc_swap::ArcSwap;
 
 pub use adjacency::{Adjacency, Path, Rewrite};
 pub use fib::Fib;
 pub use port::{Mac, Port, PortId, PortKind};
+pub use publisher::Publisher;
 
 /// The MAC of every pod's every neighbour (Calico's choice, kept: see `docs/decisions/`).
 pub const GATEWAY_MAC: Mac = [0xee; 6];
@@ -61,21 +61,5 @@ impl Tables {
     /// Whether `address` is a node that we tunnel with.
     pub fn is_peer(&self, address: Ipv4Addr) -> bool {
         self.peers.binary_search_by_key(&address, |peer| peer.address).is_ok()
-    }
-}
-
-/// The place where the control plane puts the tables and the workers find them.
-#[derive(Clone, Debug, Default)]
-pub struct Publisher(Arc<ArcSwap<Tables>>);
-
-impl Publisher {
-    /// Replaces the tables; workers see the new ones from their next batch on.
-    pub fn publish(&self, tables: Tables) {
-        self.0.store(Arc::new(tables));
-    }
-
-    /// The tables as they stand. Cheap, but not free: once per batch.
-    pub fn snapshot(&self) -> arc_swap::Guard<Arc<Tables>> {
-        self.0.load()
     }
 }
