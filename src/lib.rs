@@ -7,7 +7,7 @@
 //! | floor | modules | what |
 //! |---|---|---|
 //! | 0 | [`wire`], [`sys`] | bytes; system calls |
-//! | 1 | [`packet`], [`drop_reason`] | one packet in one buffer, batches of them; why a packet goes no further |
+//! | 1 | [`packet`], [`drop_reason`], [`flow`] | one packet in one buffer, batches of them; why a packet goes no further; which packets belong together |
 //! | 2 | [`table`], [`gso`] | what the data plane reads, immutable; cutting and joining packets |
 //! | 3 | [`forward`], [`io`], [`stats`] | what happens to a packet (pure); where packets come from; counters |
 //! | 4 | [`worker`], [`control`] | the loop; what ought to be true (pure) |
@@ -19,6 +19,7 @@ pub use tapir_sys as sys;
 pub mod wire;
 
 pub mod drop_reason;
+pub mod flow;
 pub mod packet;
 
 pub mod gso;

@@ -15,7 +15,7 @@ const MAX_LINES: usize = 450;
 /// Modules that may be asynchronous.
 const ASYNC: [&str; 3] = ["cni", "api", "daemon"];
 /// Modules that are functions of their arguments: no clock, no file, no socket, no thread.
-const PURE: [&str; 7] = ["wire", "packet", "drop_reason", "table", "gso", "forward", "control"];
+const PURE: [&str; 8] = ["wire", "packet", "drop_reason", "flow", "table", "gso", "forward", "control"];
 /// What a pure module does not name.
 const IMPURE: [&[&str]; 9] = [
     &["Instant", "now"],

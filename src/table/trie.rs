@@ -123,8 +123,8 @@ impl<K: Key> Trie<K> {
     pub fn build(routes: &[Route<K>]) -> Self {
         // A large root, of 1 MB, saves steps where there are many routes, and cache where there are not.
         let root_bits = match routes.len() {
-            ..1_000 => STEP,
-            ..30_000 => 2 * STEP,
+            0..1_000 => STEP,
+            1_000..30_000 => 2 * STEP,
             _ => 3 * STEP,
         };
         let mut trie = Self { root: Vec::new(), root_bits, words: Vec::new(), key: PhantomData };

@@ -105,6 +105,17 @@ impl Header {
     /// [`Malformed`] when a version or length is wrong, or the chain of extension headers is cut or too long.
     #[inline]
     pub fn parse(bytes: &[u8]) -> Result<Self, Malformed> {
+        let header = Self::parse_quoted(bytes)?;
+        if bytes.len() < header.length { Err(Malformed) } else { Ok(header) }
+    }
+
+    /// As [`Header::parse`], of a packet that may be cut behind its IP header, as ICMP errors quote it: only
+    /// `transport <= length` and `transport <= bytes.len()`.
+    ///
+    /// # Errors
+    /// As [`Header::parse`], but for the packet's length.
+    #[inline]
+    pub fn parse_quoted(bytes: &[u8]) -> Result<Self, Malformed> {
         match bytes.first().map(|byte| byte >> 4) {
             Some(4) => Self::parse_v4(bytes),
             Some(6) => Self::parse_v6(bytes),
@@ -122,7 +133,7 @@ impl Header {
         let fixed: &[u8; 20] = bytes.first_chunk().ok_or(Malformed)?;
         let transport = usize::from(fixed[0] & 0x0f) * 4;
         let length = usize::from(u16::from_be_bytes([fixed[2], fixed[3]]));
-        if transport < 20 || length < transport || bytes.len() < length {
+        if transport < 20 || length < transport || bytes.len() < transport {
             return Err(Malformed);
         }
         let flags = u16::from_be_bytes([fixed[6], fixed[7]]);
@@ -144,9 +155,6 @@ impl Header {
     fn parse_v6(bytes: &[u8]) -> Result<Self, Malformed> {
         let fixed: &[u8; 40] = bytes.first_chunk().ok_or(Malformed)?;
         let length = 40 + usize::from(u16::from_be_bytes([fixed[4], fixed[5]]));
-        if bytes.len() < length {
-            return Err(Malformed);
-        }
         let (source, rest) = fixed[8..].split_first_chunk::<16>().ok_or(Malformed)?;
         let destination: &[u8; 16] = rest.first_chunk().ok_or(Malformed)?;
         let mut header = Self {
@@ -161,7 +169,7 @@ impl Header {
             fragment: Fragment::No,
             source_routed: false,
         };
-        header.walk_extensions(&bytes[..length])?;
+        header.walk_extensions(&bytes[..length.min(bytes.len())])?;
         Ok(header)
     }
 
@@ -261,6 +269,15 @@ mod tests {
         }
         let padded: Vec<u8> = V4.iter().copied().chain([0; 18]).collect();
         assert_eq!(Header::parse(&padded).expect("padding is no fault").length, 28);
+    }
+
+    #[test]
+    fn a_quote_may_be_cut_behind_its_headers() {
+        assert_eq!(Header::parse_quoted(&V4[..24]), Header::parse(&V4));
+        assert_eq!(Header::parse_quoted(&V4[..23]), Err(Malformed));
+        let packet = v6(protocol::HOP_BY_HOP, &[17, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4]);
+        assert_eq!(Header::parse_quoted(&packet[..48]), Header::parse(&packet));
+        assert_eq!(Header::parse_quoted(&packet[..47]), Err(Malformed));
     }
 
     #[test]
