@@ -52,6 +52,7 @@ impl Daemon {
         let now = clock::now();
         self.apply(Event::Tick { now });
         self.take_drops();
+        self.publisher.reclaim();
         self.replay_queue();
         if !self.clocked.watching && is_due(&mut self.clocked.watch, WATCH, now) {
             self.watch();
