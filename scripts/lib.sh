@@ -62,6 +62,22 @@ need_for_lab() {
   need sysctl procps       # forwarding in the kernel's yardsticks
 }
 
+# What scripts/bench needs beside a lab.
+need_for_bench() {
+  need python3 python3        # the program itself
+  need ss iproute2            # whether servers listen
+}
+
+# The peers of scripts/bench. One that can't be had is left out of the table, with the reason.
+install_peers() {
+  need ovs-vswitchd openvswitch-switch
+  need wireguard-go wireguard-go
+  need wg wireguard-tools
+  need /usr/lib/cni/bridge containernetworking-plugins
+  (install_missing) || say "going on without them"
+  missing_packages=()
+}
+
 # median NUMBER…
 median() {
   printf '%s\n' "$@" | sort -g | awk '{ v[NR] = $1 } END { print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'
