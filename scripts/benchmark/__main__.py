@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -32,11 +33,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only")
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--workers")
-    parser.add_argument("--bin", type=Path, required=True)
-    parser.add_argument("--name", required=True)
+    parser.add_argument("--bin", type=Path)
+    parser.add_argument("--name")
+    parser.add_argument("--from", dest="stored", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--stages", type=Path)
-    parser.add_argument("--owner", type=Path)
     return parser.parse_args()
 
 
@@ -55,12 +56,21 @@ def chosen(cases: list[Case], only: str | None, quick: bool) -> list[Case]:
 def main() -> int:
     """Builds, measures, reports, removes."""
     given = arguments()
+    if given.stored:
+        return again(given)
     begin = time.monotonic()
     settings = Settings(given.quick, given.rounds or (2 if given.quick else 5), str(given.bin / "tapir-load"))
     every = [*catalogue.traffic(settings), *catalogue.with_pods(), *catalogue.stages(), *catalogue.correctness()]
     picked = chosen(every, given.only, given.quick)
     if not picked:
         say(f"bench: no case matches '{given.only}'; there are: {' '.join(case.name for case in every)}")
+        return 2
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        # A name without a file: it is free again as soon as this process is gone, however it went.
+        claim.bind(f"\0tapir-bench-{given.name}")
+    except OSError:
+        say(f"bench: another one is at work as '{given.name}'; wait for it, or use --name")
         return 2
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, ended)
@@ -78,14 +88,22 @@ def main() -> int:
             say(f"The labs are up: {' '.join(world.labs())}. `scripts/lab --name LAB down` removes each.")
         else:
             world.down()
-        if given.owner:
-            given.owner.unlink(missing_ok=True)
     report = {
         "machine": machine, "settings": {"quick": given.quick, "rounds": settings.rounds, "cpus": CPUS},
         "notes": world.notes, "cases": [describe(case) for case in picked], "samples": run.samples,
         "skipped": run.skipped, "seconds": round(time.monotonic() - begin, 1),
     }
     return publish(report, summary.lines(catalogue.rows(), picked, run.samples, run.skipped), given)
+
+
+def again(given: argparse.Namespace) -> int:
+    """Table and page of a run that is over."""
+    report = json.loads(given.stored.read_text(encoding="utf-8"))
+    table = [summary.Line(**row) for row in report["rows"]]
+    as_html = given.html or given.stored.with_suffix(".html")
+    as_html.write_text(html.page(report) + "\n", encoding="utf-8")
+    print(f"{text.table(report, table)}\n\nReport: {as_html}")
+    return 0
 
 
 def everything(run: Run, picked: list[Case], given: argparse.Namespace) -> None:

@@ -73,7 +73,8 @@ POD_COUNTS = (10, 100, 500)
 
 def traffic(settings: Settings) -> list[Case]:
     """Cases on paths that are there all the time, those first that matter most."""
-    seconds, program, cases = settings.seconds, settings.program, []
+    seconds = settings.seconds
+    cases: list[Case] = []
     for place, (pair, others, slow) in PLACES.items():
         where = WHERE[place]
         cases += [

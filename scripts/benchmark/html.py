@@ -9,7 +9,7 @@ from typing import Any, Iterable
 
 from .paths import TITLES
 from .summary import Line
-from .text import figure, limit, spread
+from .text import figure, heading, limit, spread
 
 STYLE = """
 :root { --ink: #1c2430; --soft: #667080; --line: #d9dee6; --page: #fff; --own: #0b6bcb; --other: #8a94a3;
@@ -61,15 +61,7 @@ def page(report: dict[str, Any]) -> str:
 
 def facts(report: dict[str, Any]) -> str:
     """Where and how it was measured."""
-    machine, settings = report["machine"], report["settings"]
-    said = [
-        f"{machine['cpus']} × {machine['model']}, Linux {machine['kernel']}, load {machine['load_before']:.1f} at the start",
-        f"revision {machine['revision']}, {machine['date']}, {settings['rounds']} interleaved rounds"
-        + (", quick" if settings["quick"] else "") + f", {report['seconds']:.0f} s",
-        "TCP with cubic where no other congestion control is named",
-        *(f"{TITLES.get(path, path)}: {note}" for path, note in report["notes"].items()),
-    ]
-    return "".join(f"<p>{escape(line)}</p>" for line in said)
+    return "".join(f"<p>{escape(line)}</p>" for line in [*heading(report), f"The run took {report['seconds']:.0f} s."])
 
 
 def table(lines: Iterable[Line]) -> str:
@@ -90,15 +82,15 @@ def table(lines: Iterable[Line]) -> str:
 
 def ratios(lines: list[Line]) -> str:
     """Ratios with a yardstick on a logarithmic axis, each with its limit."""
-    shown = [one for one in lines if one.ratio]
+    shown = [one for one in lines if one.ratio and one.limit]
     if not shown:
         return ""
     left, width, height = 330, 960, 24
-    values = [value for one in shown for value in (one.ratio, one.limit, *(one.spread or ())) if value]
+    values: list[float] = [value for one in shown for value in (one.ratio, one.limit, *(one.spread or ())) if value]
     low, high = math.log2(min(values + [0.5])), math.log2(max(values + [2]))
 
-    def x(value: float) -> float:
-        return left + (math.log2(value) - low) / (high - low) * (width - left - 70)
+    def x(value: float | None) -> float:
+        return left + (math.log2(value or 1) - low) / (high - low) * (width - left - 70)
 
     bottom = len(shown) * height + 8
     out = [f'<svg viewBox="0 0 {width} {bottom + 20}" role="img" aria-label="ratios">']
@@ -115,7 +107,7 @@ def ratios(lines: list[Line]) -> str:
         out.append(f'<line class="mark" x1="{x(one.limit):.1f}" x2="{x(one.limit):.1f}" y1="{y - 8}" y2="{y + 8}"/>')
         right = max([one.ratio, one.limit, *(one.spread or ())])
         out.append(f'<text class="soft" x="{x(right) + 10:.1f}" y="{y + 4}">{figure(one.ratio)} '
-                   f'{"≤" if one.less else "≥"} {one.limit:g}</text>')
+                   f'({limit(one)})</text>')
     return "".join(out) + '</svg><p>tapir over its yardstick; the line across is the limit, the thin line the spread of rounds.</p>'
 
 
@@ -166,6 +158,6 @@ def skipped(report: dict[str, Any]) -> str:
     """What has no figure, and why."""
     if not report["skipped"]:
         return ""
-    items = (f"<li>{escape(skip['case'])}, {escape(TITLES.get(skip['path'], skip['path']))}: {escape(skip['kind'])}, "
+    items = (f"<li>{escape(skip['case'])}, {escape(TITLES.get(skip['path'], skip['path']) or 'a round')}: {escape(skip['kind'])}, "
              f"{escape(skip['reason'])}</li>" for skip in report["skipped"])
     return f"<h2>Without a figure</h2><ul>{''.join(items)}</ul>"

@@ -100,6 +100,13 @@ class CpuClock:
         return time.monotonic() - self.begin
 
 
+def busy_cpus(seconds: float = 0.5) -> float:
+    """How many CPUs are at work while this program only waits."""
+    clock = CpuClock()
+    time.sleep(seconds)
+    return max(0.0, clock.spent() / clock.elapsed())
+
+
 def cpu_seconds_of(pid: int) -> float:
     """CPU time of a process so far, of all its threads."""
     times = (Path(f"/proc/{pid}/task/{task}/schedstat").read_text() for task in os.listdir(f"/proc/{pid}/task"))
@@ -124,7 +131,8 @@ def facts() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "revision": revision(),
         "congestion_default": Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip(),
-        "load_before": os.getloadavg()[0],
+        # What others do on this machine: a figure taken beside it is not to be trusted, nor is its ratio.
+        "busy_cpus_before": round(busy_cpus(), 2),
     }
 
 

@@ -170,19 +170,20 @@ def step(run_: Run, nodes: Nodes, count: int, cases: list[Case]) -> None:
     tapir = nodes.there.get("many")
     if tapir is None:
         return
-    for verb, sample in SINGLE.items():
-        if verb in named:
-            single(run_, named[verb], lambda: sample(run_, tapir))
+    # Memory is looked at when traffic has been through.
     pair = [named[verb] for verb in ("tcp1", "rtt1") if verb in named]
     if pair:
         beside_veth(run_, tapir, pair)
+    for verb, sample in SINGLE.items():
+        if verb in named:
+            single(run_, named[verb], lambda sample=sample: sample(run_, tapir))
 
 
 def add_and_del(run_: Run, nodes: Nodes, named: dict[str, Case]) -> None:
     """Calls the plugins in turns, on a namespace each time new."""
     calls = CALLS["quick" if run_.settings.quick else "full"]
     spare = {path: [node.pod(f"s{number}") for number in range(calls)] for path, node in nodes.there.items()}
-    some = next(iter(named.values()))
+    some = named.get("add") or named["del"]
     try:
         for path, names in spare.items():
             make_namespaces(names)
@@ -197,7 +198,7 @@ def add_and_del(run_: Run, nodes: Nodes, named: dict[str, Case]) -> None:
     finally:
         run(["ip", "-force", "-batch", "-"],
             input="".join(f"netns delete {name}\n" for names in spare.values() for name in names))
-    say(f"  {some.name}: {calls} ADDs and DELs")
+    say(f"  {some.name.partition('/')[2]}: {calls} ADDs and DELs")
 
 
 def single(run_: Run, case: Case, sample) -> None:

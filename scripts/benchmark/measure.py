@@ -129,18 +129,20 @@ def connections(route: Route, seconds: float, program: str) -> Figures:
 def digests(route: Route, megabytes: int) -> Figures:
     """The same bytes arrive, in both directions at once; raises when they don't."""
     ends = [(route.client, route.server, route.server_address), (route.server, route.client, route.client_address)]
-    this = [sys.executable, "-m", "benchmark.digest"]
-    options = {"stdout": subprocess.PIPE, "text": True, "cwd": REPOSITORY / "scripts"}
+    def start(netns: str, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(inside(netns, [sys.executable, "-m", "benchmark.digest", *words]),
+                                stdout=subprocess.PIPE, text=True, cwd=REPOSITORY / "scripts")
+
     children: list[subprocess.Popen[str]] = []
     try:
         for _, receiver, _ in ends:
-            children.append(subprocess.Popen(inside(receiver, [*this, "receive"]), **options))
+            children.append(start(receiver, "receive"))
         for child in children[:2]:
-            assert child.stdout and child.stdout.readline().strip() == "ready"
+            if not child.stdout or child.stdout.readline().strip() != "ready":
+                raise Failed(f"{route.name}: the receiver does not start")
         begin = time.monotonic()
         for number, (sender, _, address) in enumerate(ends):
-            send = [*this, "send", address, str(megabytes), str(number)]
-            children.append(subprocess.Popen(inside(sender, send), **options))
+            children.append(start(sender, "send", address, str(megabytes), str(number)))
         got = [child.communicate(timeout=120)[0].strip() for child in children]
     finally:
         for child in children:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Iterable
+from typing import Any, Callable, Iterable
 
 from .machine import REPOSITORY, Failed, inside, pids_in, run, say
 
@@ -18,7 +17,7 @@ TITLES = {
     "same": "tapir, one node",
     "cut": "tapir, two nodes, cut",
     "uncut": "tapir, two nodes, uncut",
-    "rawcut": "tapir backend raw, two nodes, cut",
+    "rawcut": "tapir raw, two nodes, cut",
     "veth": "kernel veth route",
     "vxlancut": "kernel VXLAN, cut",
     "vxlanuncut": "kernel VXLAN, uncut",
@@ -131,7 +130,7 @@ class World:
         return None
 
     @staticmethod
-    def status(lab: str) -> dict[str, object]:
+    def status(lab: str) -> dict[str, Any]:
         """`tapirctl status` of a lab's first node. Its exit status tells health, so only the output counts."""
         command = [str(REPOSITORY / "scripts/lab"), "--name", lab, "ctl", "n1", "-o", "json", "status"]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
@@ -204,15 +203,10 @@ def stop(route: Route) -> None:
     route.servers.clear()
 
 
-def wait_for(condition, what: str, seconds: float = 5.0) -> None:
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 5.0) -> None:
     """Waits until the condition holds."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
             raise Failed(f"{what}: not there after {seconds:.0f} s")
         time.sleep(0.02)
-
-
-def is_root() -> bool:
-    """Whether namespaces can be made."""
-    return os.geteuid() == 0

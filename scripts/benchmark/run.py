@@ -29,7 +29,7 @@ class Run:
         entry = {"case": case, "path": path, "kind": kind, "reason": reason}
         if entry not in self.skipped:
             self.skipped.append(entry)
-            say(f"  {case:<18} {TITLES.get(path, path)}: {reason}")
+            say(f"  {case:<18} {TITLES.get(path, path) or 'round left out'}: {reason}")
 
     def add(self, case: Case, path: str, number: int, figures: dict[str, float]) -> None:
         """Keeps a sample."""
@@ -53,13 +53,13 @@ class Run:
             for path in case.paths:
                 self.skip(case.name, path, "this kernel offers no BBR")
             return
+        if time.monotonic() > self.deadline:
+            self.skip(case.name, "", "no time left in a quick run")
+            return
         paths = case.paths_of(self.settings.quick)
         shift = (number - 1) % len(paths)
         told = []
         for path in [*paths[shift:], *paths[:shift]]:
-            if time.monotonic() > self.deadline:
-                self.skip(case.name, path, "no time left in a quick run")
-                continue
             figures = self.sample(case, path)
             if figures:
                 self.add(case, path, number, figures)

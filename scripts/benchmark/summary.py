@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import asdict, dataclass
-from typing import Any, Iterable
+from typing import Any, Callable, Iterable
 
 from .cases import Case, Row
 
@@ -39,7 +39,7 @@ def quantile(values: Iterable[float], q: float) -> float:
     return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
 
 
-STATISTICS = {
+STATISTICS: dict[str, Callable[[list[float]], float]] = {
     "median": statistics.median,
     "p50": statistics.median,
     "p99": lambda values: quantile(values, 0.99),
@@ -60,11 +60,11 @@ def line(row: Row, unit: str, samples: list[Sample], reasons: dict[tuple[str, st
     beside = by_round(samples, beside_case, row.yardstick, row.metric) if row.yardstick else {}
     statistic = STATISTICS[row.statistic]
     made.rounds = len(own)
-    made.value = statistic(own.values()) if own else None
-    made.beside = statistic(beside.values()) if beside else None
+    made.value = statistic(list(own.values())) if own else None
+    made.beside = statistic(list(beside.values())) if beside else None
     if made.value is None or (row.yardstick and made.beside is None):
         missing = (row.case, row.path) if made.value is None else (beside_case, row.yardstick or "")
-        made.reason = reasons.get(missing, "not measured in this run")
+        made.reason = reasons.get(missing) or reasons.get((missing[0], "")) or "not measured in this run"
         return made
     spread = list(own.values())
     if row.yardstick:

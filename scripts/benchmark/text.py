@@ -8,6 +8,10 @@ from .paths import TITLES
 from .summary import Line
 
 
+# Others may keep so much of the machine busy before a report warns.
+QUIET = 0.05
+
+
 def figure(value: float | None) -> str:
     """Three digits that count."""
     if value is None:
@@ -32,10 +36,12 @@ def heading(report: dict[str, Any]) -> list[str]:
     machine, settings = report["machine"], report["settings"]
     notes = [f"{TITLES.get(path, path)}: {note}" for path, note in report["notes"].items()]
     return [
-        f"{machine['cpus']} × {machine['model']}, Linux {machine['kernel']}, load {machine['load_before']:.1f} at the start",
+        f"{machine['cpus']} × {machine['model']}, Linux {machine['kernel']}",
         f"tapir {machine['revision']}, {machine['date']}, {settings['rounds']} rounds"
         f"{' (quick)' if settings['quick'] else ''}, TCP with cubic where no other is named",
         *notes,
+        *([f"NOT QUIET: others kept {machine['busy_cpus_before']:.1f} CPUs busy before the start; these figures mean little"]
+          if machine["busy_cpus_before"] > QUIET * machine["cpus"] else []),
     ]
 
 
