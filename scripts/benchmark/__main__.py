@@ -20,7 +20,7 @@ from .paths import World
 from .run import Run
 
 # A quick run takes no sample after so many seconds, and then has its labs to remove.
-QUICK_SECONDS = 76
+QUICK_SECONDS = 74
 
 
 def arguments() -> argparse.Namespace:
@@ -63,14 +63,14 @@ def main() -> int:
     every = [*catalogue.traffic(settings), *catalogue.with_pods(), *catalogue.stages(), *catalogue.correctness()]
     picked = chosen(every, given.only, given.quick)
     if not picked:
-        say(f"bench: no case matches '{given.only}'; there are: {' '.join(case.name for case in every)}")
+        say(f"no case matches '{given.only}'; there are: {' '.join(case.name for case in every)}")
         return 2
     claim = socket.socket(socket.AF_UNIX)
     try:
         # A name without a file: it is free again as soon as this process is gone, however it went.
         claim.bind(f"\0tapir-bench-{given.name}")
     except OSError:
-        say(f"bench: another one is at work as '{given.name}'; wait for it, or use --name")
+        say(f"another one is at work as '{given.name}'; wait for it, or use --name")
         return 2
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, ended)

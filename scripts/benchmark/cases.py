@@ -23,12 +23,14 @@ class Case:
     sample: Callable[[Route], Figures] | None = None
     # Rounds with --quick: 0 leaves the case to the full run.
     quick: int = 0
-    # Paths that --quick leaves out.
+    # Paths that --quick leaves out, and those that it samples once.
     slow: Sequence[str] = ()
+    once: Sequence[str] = ()
 
-    def paths_of(self, quick: bool) -> list[str]:
-        """The paths of a run."""
-        return [path for path in self.paths if not quick or path not in self.slow]
+    def paths_of(self, quick: bool, number: int = 1) -> list[str]:
+        """The paths of a round."""
+        left_out = [*self.slow, *(self.once if number > 1 else [])] if quick else []
+        return [path for path in self.paths if path not in left_out]
 
 
 @dataclass(frozen=True)
@@ -72,29 +74,30 @@ POD_COUNTS = (10, 100, 500)
 
 
 def traffic(settings: Settings) -> list[Case]:
-    """Cases on paths that are there all the time, those first that matter most."""
-    seconds = settings.seconds
-    cases: list[Case] = []
-    for place, (pair, others, slow) in PLACES.items():
-        where = WHERE[place]
-        cases += [
-            Case(f"tcp1/{place}", f"TCP, 1 flow, {where}", "gbit", "Gbit/s", pair + others,
-                 lambda route: measure.throughput(route, seconds(3, 1)), 2, slow),
-            Case(f"cpu/{place}", f"CPU at 2 Gbit/s, {where}", "cpu_s_per_gb", "CPU s/GB", pair,
-                 lambda route: measure.cpu_per_gigabyte(route, seconds(4, 1)), 2),
-            Case(f"tcp8/{place}", f"TCP, 8 flows, {where}", "gbit", "Gbit/s", pair,
-                 lambda route: measure.throughput(route, seconds(3, 1), flows=8), 2 if place != "uncut" else 1),
-            Case(f"tcp1back/{place}", f"TCP, 1 flow, {where}, from the server", "gbit", "Gbit/s", pair,
-                 lambda route: measure.throughput(route, seconds(3, 1), reverse=True)),
-            Case(f"tcp8back/{place}", f"TCP, 8 flows, {where}, from the server", "gbit", "Gbit/s", pair,
-                 lambda route: measure.throughput(route, seconds(3, 1), flows=8, reverse=True)),
-        ]
-    cases.append(Case("bbr/same", "TCP under BBR, 1 flow, one node", "gbit", "Gbit/s", PLACES["same"][0],
-                      lambda route: measure.throughput(route, seconds(3, 1), congestion="bbr"), 2))
-    for place in ("same", "cut"):
-        cases += latency(settings, place)
-    for place in ("same", "cut"):
-        cases += small_packets(settings, place)
+    """Cases on paths that are there all the time. A quick run takes them in this order, as far as its time goes."""
+    cases = [case for place in ("same", "cut") for case in latency(settings, place)]
+    cases += [case for place in PLACES for case in throughput(settings, place, 1)]
+    cases += [case for place in ("same", "cut") for case in small_packets(settings, place)]
+    cases += [case for place in PLACES for case in throughput(settings, place, 8)]
+    bbr = Case("bbr/same", "TCP under BBR, 1 flow, one node", "gbit", "Gbit/s", PLACES["same"][0],
+               lambda route: measure.throughput(route, settings.seconds(3, 1), congestion="bbr"), 2)
+    return [*cases, bbr]
+
+
+def throughput(settings: Settings, place: str, flows: int) -> list[Case]:
+    """TCP as fast as it goes, and CPU at a rate that everybody reaches."""
+    where, seconds, (pair, others, slow) = WHERE[place], settings.seconds, PLACES[place]
+    title = f"TCP, {flows} flow{'s' * (flows > 1)}, {where}"
+    once = [path for path in others if path not in slow]
+    cases = [
+        Case(f"tcp{flows}/{place}", title, "gbit", "Gbit/s", pair + others if flows == 1 else pair,
+             lambda route: measure.throughput(route, seconds(3, 1), flows), 2, slow, once),
+        Case(f"tcp{flows}back/{place}", f"{title}, from the server", "gbit", "Gbit/s", pair,
+             lambda route: measure.throughput(route, seconds(3, 1), flows, reverse=True)),
+    ]
+    if flows == 1:
+        cases.append(Case(f"cpu/{place}", f"CPU at 2 Gbit/s, {where}", "cpu_s_per_gb", "CPU s/GB", pair,
+                          lambda route: measure.cpu_per_gigabyte(route, seconds(4, 1)), 2))
     return cases
 
 
@@ -179,6 +182,7 @@ _PAIRS: list[tuple[str, str, str, dict[str, float | None], bool]] = [
     ("round trip on two cores, p99.9", "rtt2", "p999_us", {"same": None, "cut": None}, True),
     ("round trip beside a bulk flow, p50", "rttbulk", "p50_us", {"same": 1.5, "cut": 2.0}, True),
     ("round trip beside a bulk flow, p99", "rttbulk", "p99_us", {"same": None, "cut": None}, True),
+    ("round trip beside a bulk flow, p50 at any moment", "rttbulk", "moment_p50_us", {"same": None, "cut": None}, True),
     ("that bulk flow", "rttbulk", "bulk_gbit", {"same": None, "cut": None}, False),
     ("UDP 64 B, rate without loss", "udp64", "kpps", {"same": 0.9, "cut": 0.95}, False),
     ("UDP 1400 B, rate without loss", "udp1400", "kpps", {"same": None, "cut": None}, False),

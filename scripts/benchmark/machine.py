@@ -22,9 +22,12 @@ class Failed(Exception):
     """A command or a measurement that did not work, in words for the report."""
 
 
+BEGIN = time.monotonic()
+
+
 def say(text: str) -> None:
-    """A line of progress."""
-    print(text, file=sys.stderr, flush=True)
+    """A line of progress, with the seconds gone by."""
+    print(f"{time.monotonic() - BEGIN:5.0f} s  {text}", file=sys.stderr, flush=True)
 
 
 def run(command: Sequence[str], timeout: float = 60, **options: Any) -> str:

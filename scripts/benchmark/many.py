@@ -25,7 +25,7 @@ BRIDGE_PLUGINS = Path("/usr/lib/cni")
 POD_RANGE = "10.244.0.0/16"
 # ADDs and DELs for a distribution.
 CALLS = {"full": 100, "quick": 15}
-RESTART_SECONDS = 4.0
+RESTART_SECONDS = 3.0
 
 
 @dataclass
@@ -221,7 +221,7 @@ def daemon(node: Node) -> int:
 def idle(run_: Run, node: Node) -> sampling.Figures:
     """CPU of the daemon while nothing is sent."""
     seconds = 2.0 if run_.settings.quick else 10.0
-    time.sleep(1)
+    time.sleep(0.5)
     before, begin = cpu_seconds_of(daemon(node)), time.monotonic()
     time.sleep(seconds)
     return {"cpu_percent": 100 * (cpu_seconds_of(daemon(node)) - before) / (time.monotonic() - begin)}
@@ -247,7 +247,7 @@ def restart(run_: Run, node: Node) -> sampling.Figures:
                                     str(RESTART_SECONDS)])
     sender = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        time.sleep(1)
+        time.sleep(0.8)
         begin = time.monotonic()
         start_again(run_, node)
         ready_after = time.monotonic() - begin

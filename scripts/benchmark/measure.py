@@ -14,6 +14,7 @@ from .paths import Route
 Figures = dict[str, float]
 # CPU per gigabyte is taken at this rate.
 EQUAL_RATE = 2e9
+ROUND_TRIP = ("p50_us", "p99_us", "p999_us", "max_us", "moment_p50_us", "moment_p99_us")
 
 
 def iperf3(route: Route, seconds: float, *options: str) -> list[str]:
@@ -83,7 +84,7 @@ def load(route: Route, program: str, *arguments: str, cpu: int | None = None, ti
 def round_trip(route: Route, seconds: float, program: str, client_cpu: int | None = None) -> Figures:
     """TCP ping-pong with 64 bytes."""
     report = load(route, program, "round-trip", route.server_address, "--seconds", str(seconds), cpu=client_cpu)
-    return {name: report[name] for name in ("p50_us", "p99_us", "p999_us", "max_us")}
+    return {name: report[name] for name in ROUND_TRIP}
 
 
 def round_trip_on_one_core(route: Route, seconds: float, program: str) -> Figures:

@@ -166,11 +166,16 @@ class World:
         for route in self.routes.values():
             stop(route)
         self.routes.clear()
-        for lab in self.labs():
-            command = [str(REPOSITORY / "scripts/lab"), "--name", lab, "down"]
-            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
-            if done.returncode != 0:
-                say(f"scripts/lab --name {lab} down: {done.stderr.strip()}")
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            list(pool.map(lab_down, self.labs()))
+
+
+def lab_down(lab: str) -> None:
+    """Removes a lab, or what there is of it."""
+    command = [str(REPOSITORY / "scripts/lab"), "--name", lab, "down"]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        say(f"scripts/lab --name {lab} down: {done.stderr.strip()}")
 
 
 def lab_route(name: str, lab: str, client: str, server: str, nodes: list[str]) -> Route:

@@ -27,9 +27,11 @@ class Run:
     def skip(self, case: str, path: str, reason: str, kind: str = "skipped") -> None:
         """Notes why there is no figure, once."""
         entry = {"case": case, "path": path, "kind": kind, "reason": reason}
-        if entry not in self.skipped:
-            self.skipped.append(entry)
-            say(f"  {case:<18} {TITLES.get(path, path) or 'round left out'}: {reason}")
+        if entry in self.skipped:
+            return
+        self.skipped.append(entry)
+        if path:
+            say(f"  {case:<18} {TITLES.get(path, path)}: {reason}")
 
     def add(self, case: Case, path: str, number: int, figures: dict[str, float]) -> None:
         """Keeps a sample."""
@@ -54,9 +56,11 @@ class Run:
                 self.skip(case.name, path, "this kernel offers no BBR")
             return
         if time.monotonic() > self.deadline:
+            if not any(skip["path"] == "" for skip in self.skipped):
+                say("  no time left: the rest is for a full run")
             self.skip(case.name, "", "no time left in a quick run")
             return
-        paths = case.paths_of(self.settings.quick)
+        paths = case.paths_of(self.settings.quick, number)
         shift = (number - 1) % len(paths)
         told = []
         for path in [*paths[shift:], *paths[:shift]]:
