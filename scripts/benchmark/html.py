@@ -61,7 +61,9 @@ def page(report: dict[str, Any]) -> str:
 
 def facts(report: dict[str, Any]) -> str:
     """Where and how it was measured."""
-    return "".join(f"<p>{escape(line)}</p>" for line in [*heading(report), f"The run took {report['seconds']:.0f} s."])
+    lines = [*heading(report), f"The run took {report['seconds']:.0f} s."]
+    return "".join(f'<p class="missed">{escape(line)}</p>' if line.startswith("NOT QUIET") else f"<p>{escape(line)}</p>"
+                   for line in lines)
 
 
 def table(lines: Iterable[Line]) -> str:
@@ -90,7 +92,7 @@ def ratios(lines: list[Line]) -> str:
     low, high = math.log2(min(values + [0.5])), math.log2(max(values + [2]))
 
     def x(value: float | None) -> float:
-        return left + (math.log2(value or 1) - low) / (high - low) * (width - left - 70)
+        return left + (math.log2(value or 1) - low) / (high - low) * (width - left - 110)
 
     bottom = len(shown) * height + 8
     out = [f'<svg viewBox="0 0 {width} {bottom + 20}" role="img" aria-label="ratios">']
