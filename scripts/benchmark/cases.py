@@ -155,8 +155,8 @@ def with_pods() -> list[Case]:
 def stages() -> list[Case]:
     """The pure stages, which Criterion measures (benches/)."""
     return [
-        Case("forward/1M", "forward, 1 M routes and flows, random", "ns", "ns", ["forward"], quick=1),
-        Case("forward/10", "forward, 10 routes and flows", "ns", "ns", ["forward"], quick=1),
+        Case("forward/1M", "forward and flow table, 1 M routes and flows, random", "ns", "ns", ["forward"], quick=1),
+        Case("forward/10", "forward and flow table, 10 routes and flows", "ns", "ns", ["forward"], quick=1),
     ]
 
 

@@ -210,7 +210,7 @@ def single(run_: Run, case: Case, sample) -> None:
             run_.skip(case.name, "many", str(failed), "failed")
             return
         run_.add(case, "many", number, figures)
-        say(f"  round {number}  {case.name:<15} {case.unit}:  {figures[case.metric]:.2f}")
+        say(f"  round {number}  {case.name:<15} {case.unit:>9}:  {figures[case.metric]:.2f}")
 
 
 def daemon(node: Node) -> int:
