@@ -24,6 +24,8 @@ def call(plugin: str, environment: dict[str, str], config: str) -> dict[str, obj
         _, status = os.waitpid(pid, 0)
         took = time.perf_counter() - begin
         return {"ms": took * 1e3, "ok": status == 0, "said": os.pread(said, 1 << 16, 0).decode(errors="replace")}
+    except OSError as error:
+        return {"ms": 0, "ok": False, "said": str(error)}
     finally:
         os.close(given)
         os.close(said)

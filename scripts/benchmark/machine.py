@@ -19,7 +19,11 @@ CPUS = sorted(os.sched_getaffinity(0))
 
 
 class Failed(Exception):
-    """A command or a measurement that did not work, in words for the report."""
+    """A command or a measurement that did not work, in words for the report; `said` are those of a command alone."""
+
+    def __init__(self, message: str, said: str | None = None) -> None:
+        super().__init__(message)
+        self.said = said or message
 
 
 BEGIN = time.monotonic()
@@ -40,7 +44,7 @@ def run(command: Sequence[str], timeout: float = 60, **options: Any) -> str:
         raise Failed(f"{command[0]}: {error.strerror}") from None
     if done.returncode != 0:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines() or [f"status {done.returncode}"]
-        raise Failed(f"{' '.join(command)}: {said[-1]}")
+        raise Failed(f"{' '.join(command)}: {said[-1]}", said[-1])
     return done.stdout
 
 

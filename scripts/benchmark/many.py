@@ -88,6 +88,11 @@ class Nodes:
     there: dict[str, Node] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
 
+    def drop(self, path: str, reason: str) -> None:
+        """Goes on without one."""
+        self.reasons[path] = reason
+        self.there.pop(path).close()
+
     def close(self) -> None:
         """Ends what they run."""
         for node in self.there.values():
@@ -158,8 +163,7 @@ def step(run_: Run, nodes: Nodes, count: int, cases: list[Case]) -> None:
             try:
                 node.fill(count)
             except Failed as failed:
-                nodes.reasons[path] = str(failed)
-                del nodes.there[path]
+                nodes.drop(path, str(failed))
     for case in cases:
         for path in case.paths:
             if path in nodes.reasons:
@@ -184,17 +188,19 @@ def add_and_del(run_: Run, nodes: Nodes, named: dict[str, Case]) -> None:
     calls = CALLS["quick" if run_.settings.quick else "full"]
     spare = {path: [node.pod(f"s{number}") for number in range(calls)] for path, node in nodes.there.items()}
     some = named.get("add") or named["del"]
+    make_namespaces([name for names in spare.values() for name in names])
     try:
-        for path, names in spare.items():
-            make_namespaces(names)
         for number in range(calls):
             for verb in ("add", "del"):
-                for path, node in nodes.there.items():
-                    took = node.call(verb.upper(), spare[path][number])
+                for path, node in list(nodes.there.items()):
+                    try:
+                        took = node.call(verb.upper(), spare[path][number])
+                    except Failed as failed:
+                        run_.skip(some.name, path, str(failed), "failed")
+                        nodes.drop(path, str(failed))
+                        continue
                     if verb in named:
                         run_.add(named[verb], path, number, {"ms": took})
-    except Failed as failed:
-        run_.skip(some.name, "many", str(failed), "failed")
     finally:
         run(["ip", "-force", "-batch", "-"],
             input="".join(f"netns delete {name}\n" for names in spare.values() for name in names))

@@ -108,7 +108,7 @@ class World:
             run([str(REPOSITORY / "scripts/yardstick"), self.name, path, str(self.bin)])
             return None
         except Failed as failed:
-            return str(failed)
+            return failed.said
 
     def up(self, lab: str, options: list[str]) -> None:
         """Starts a lab."""

@@ -267,6 +267,7 @@ class Small(unittest.TestCase):
         self.assertEqual((said["ok"], said["said"]), (True, '{"a": 1}'))
         self.assertGreater(said["ms"], 0)
         self.assertFalse(call("/bin/false", {}, "")["ok"])
+        self.assertRegex(call("/no/plugin", {}, "")["said"], "No such file")
 
     def test_blocks_differ_in_their_place(self):
         self.assertEqual(len(set(digest.blocks(3, 1))), 3)
