@@ -12,9 +12,10 @@ use tapir::drop_reason::DropReason;
 use tapir::io::tunnel_gso::{self, TunnelGso};
 use tapir::io::{Queue, TunnelError};
 use tapir::packet::{Gso, Packet, Pool};
+use tapir::sys::bpf::{self, Instruction};
 use tapir::table::Rewrite;
 
-use crate::gso_tunnel::{A, B, Inner, acquaint, open, outer, pair, ready, receive, segments, send};
+use crate::gso_tunnel::{A, B, Inner, acquaint, index, open, outer, pair, ready, receive, segments, send};
 use crate::namespace::{Namespace, eventually, join, privileged};
 use crate::node::{MTU, Node, Pod, transfer};
 use crate::packets::{ipv4, tcp};
@@ -239,13 +240,23 @@ fn the_program_goes_with_the_last_queue() {
     }
     let (a, b) = (Namespace::new(), Namespace::new());
     join(&a, "192.0.2.1/24", &b, "192.0.2.2/24");
-    for _ in 0..70 {
-        // A device takes 64 programs.
-        drop(open(&a, A));
-    }
+    // A device takes 63 programs.
+    let others: Vec<_> = a.run(|| {
+        let eth0 = index(&a, "eth0");
+        let program = || bpf::load(&LEAVES_ALL, c"").expect("a program");
+        (0..62).map(|_| bpf::attach_egress(program(), eth0).expect("attached")).collect()
+    });
+    drop(open(&a, A));
     let (mut sender, mut receiver) = (open(&a, A), open(&b, B));
     acquaint(&mut sender, &mut receiver);
+    drop(others);
 }
+
+/// Returns TCX_NEXT.
+const LEAVES_ALL: [Instruction; 2] = [
+    Instruction { code: 0xb7, registers: 0, offset: 0, operand: -1 },
+    Instruction { code: 0x95, registers: 0, offset: 0, operand: 0 },
+];
 
 /// TCP between pods of two nodes, through workers.
 fn pods_talk(offloads: &str, merges: bool) {
@@ -291,7 +302,7 @@ fn what_the_kernel_would_refuse_is_neither_joined_nor_mended() {
         let protocol = std::num::NonZeroU32::new(u32::from(0x0800_u16.to_be())).map(Protocol::from_raw);
         socket(AddressFamily::PACKET, SocketType::RAW, protocol).expect("a packet socket")
     });
-    let eth0 = crate::gso_tunnel::index(&a, "eth0");
+    let eth0 = index(&a, "eth0");
     let mac = a.ip("neigh show 192.0.2.2").split(' ').nth(4).expect("a MAC").to_owned();
     let mac: Vec<u8> = mac.split(':').map(|byte| u8::from_str_radix(byte, 16).expect("hex")).collect();
     let (x, y) = (Ipv4Addr::new(10, 1, 1, 1), Ipv4Addr::new(10, 1, 2, 1));
