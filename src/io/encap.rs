@@ -17,6 +17,12 @@
 //! (`bpf_redirect_neigh`); on its second pass the frame has a real Ethernet header, and is left to the host's own
 //! programs. Whatever else the device sends passes after three comparisons.
 //!
+//! All that takes a link header of 14 bytes, as every Ethernet device has but a VLAN on a device that does not insert tags
+//! itself: there the kernel looks for the L3 header four bytes further on. So a probe is sent first: a message with flags
+//! that no outer header has, and a group for its destination. The program drops it, which the sender is told
+//! (`ENOBUFS`), when the L3 header is where it should be; else it hands it to `bpf_redirect_neigh`, which drops it without a
+//! word.
+//!
 //! There is no compiler and no object file: the instructions below are the source, and nothing they need is
 //! reserved to GPL programs.
 
@@ -27,7 +33,12 @@ use std::os::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 
+use super::ebpf::{
+    Add, And, Byte, Half, Line, Move, R0, R1, R2, R3, R4, R5, Register, STACK, ShiftRight, When, Word, Xor, assemble,
+    call, compute, exit, jump, load_from, store, to_network_order,
+};
 use crate::sys::bpf::{self, Instruction};
+use crate::sys::packet::IPV4;
 use crate::wire::outer;
 
 /// Length of the message, which is that of an Ethernet header.
@@ -36,6 +47,11 @@ pub(super) const MESSAGE: usize = 14;
 const LICENSE: &std::ffi::CStr = c"Apache-2.0";
 
 const KEY: std::ops::Range<usize> = 6..10;
+
+/// The flags of a probe.
+const PROBE: u8 = 0x03;
+/// What is at the beginning of a probe's L3 header.
+const PROBED: u8 = 0x45;
 
 /// What the program knows a message by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +81,16 @@ impl Key {
         message[12..].copy_from_slice(&protocol.to_be_bytes());
         message
     }
+}
+
+/// A packet that tells whether the program finds the L3 header: it does if sending it fails with `ENOBUFS`.
+pub(super) fn probe(key: Key) -> (Vec<u8>, u16) {
+    let mut packet = vec![0; MESSAGE + 64];
+    packet[0] = PROBE;
+    packet[KEY].copy_from_slice(&key.0);
+    packet[MESSAGE - 2..MESSAGE].copy_from_slice(&IPV4.to_be_bytes());
+    packet[MESSAGE] = PROBED;
+    (packet, IPV4)
 }
 
 /// The program at work. It goes with the last owner.
@@ -106,48 +132,6 @@ fn load(key: Key, node: Ipv4Addr) -> io::Result<OwnedFd> {
     })
 }
 
-/// A register. 0 is what a call returns, 1 to 5 are its arguments and lost in it, 6 to 9 are kept.
-#[derive(Clone, Copy)]
-struct Register(u8);
-
-const R0: Register = Register(0);
-const R1: Register = Register(1);
-const R2: Register = Register(2);
-const R3: Register = Register(3);
-const R4: Register = Register(4);
-const R5: Register = Register(5);
-const CONTEXT: Register = Register(6);
-/// The end of the program's stack.
-const STACK: Register = Register(10);
-
-/// How much is loaded or stored (`BPF_B`, `BPF_H`, `BPF_W`).
-#[derive(Clone, Copy)]
-enum Size {
-    Byte = 0x10,
-    Half = 0x08,
-    Word = 0x00,
-}
-use Size::{Byte, Half, Word};
-
-/// What is done to a register (`BPF_ADD` and so on).
-#[derive(Clone, Copy)]
-enum Operation {
-    Add = 0x00,
-    And = 0x50,
-    ShiftRight = 0x70,
-    Xor = 0xa0,
-    Move = 0xb0,
-}
-use Operation::{Add, And, Move, ShiftRight, Xor};
-
-/// When a jump is taken (`BPF_JEQ` and so on; unsigned).
-#[derive(Clone, Copy)]
-enum When {
-    Equal = 0x10,
-    Greater = 0x20,
-    Different = 0x50,
-}
-
 /// Where a jump leads.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Label {
@@ -157,94 +141,18 @@ enum Label {
     Drop,
     /// The packet inside is IPv4.
     Ipv4,
+    /// Sends it on.
+    Redirect,
+    /// It is a message.
+    Encapsulate,
 }
 
-/// A line of the program.
-enum Line {
-    Instruction(Instruction),
-    /// Jumps when the first register compares so to the other, or to the number.
-    Jump(When, Register, Operand, Label),
-    Here(Label),
-}
-
-/// What a register is compared or combined with.
-#[derive(Clone, Copy)]
-enum Operand {
-    Register(Register),
-    Number(i32),
-}
-
-impl Operand {
-    /// The code's bit (`BPF_X`), the register and the number.
-    fn parts(self) -> (u8, Register, i32) {
-        match self {
-            Self::Register(register) => (0x08, register, 0),
-            Self::Number(number) => (0, R0, number),
-        }
-    }
-}
-
-impl From<Register> for Operand {
-    fn from(register: Register) -> Self {
-        Self::Register(register)
-    }
-}
-
-impl From<i32> for Operand {
-    fn from(number: i32) -> Self {
-        Self::Number(number)
-    }
-}
-
-fn line(code: u8, to: Register, from: Register, offset: i16, operand: i32) -> Line {
-    Line::Instruction(encode(code, to, from, offset, operand))
-}
-
-const fn encode(code: u8, to: Register, from: Register, offset: i16, operand: i32) -> Instruction {
-    Instruction { code, registers: from.0 << 4 | to.0, offset, operand }
-}
-
-/// `to = memory[from + offset]` (`BPF_LDX | BPF_MEM`).
-fn load_from(size: Size, to: Register, from: Register, offset: i16) -> Line {
-    line(0x61 | size as u8, to, from, offset, 0)
-}
-
-/// `memory[to + offset] = from` (`BPF_STX | BPF_MEM`), or a number (`BPF_ST`).
-fn store(size: Size, to: Register, offset: i16, from: impl Into<Operand>) -> Line {
-    match from.into() {
-        Operand::Register(from) => line(0x63 | size as u8, to, from, offset, 0),
-        Operand::Number(number) => line(0x62 | size as u8, to, R0, offset, number),
-    }
-}
-
-/// `to = to OPERATION operand`, 64 bits (`BPF_ALU64`); a number is extended by its sign.
-fn compute(operation: Operation, to: Register, operand: impl Into<Operand>) -> Line {
-    let (bit, from, number) = operand.into().parts();
-    line(0x07 | bit | operation as u8, to, from, 0, number)
-}
-
-/// The lower 16 bits in network order (`BPF_END | BPF_TO_BE`).
-fn to_network_order(register: Register) -> Line {
-    line(0xdc, register, R0, 0, 16)
-}
-
-/// Jumps (`BPF_JMP32`).
-fn jump(when: When, left: Register, right: impl Into<Operand>, to: Label) -> Line {
-    Line::Jump(when, left, right.into(), to)
-}
-
-/// Calls a function of the kernel.
-fn call(function: i32) -> Line {
-    line(0x85, R0, R0, 0, function)
-}
-
-/// Returns what is in [`R0`].
-fn exit() -> Line {
-    line(0x95, R0, R0, 0, 0)
-}
+/// Kept in calls: the `struct __sk_buff`.
+const CONTEXT: Register = Register(6);
 
 const SKB_STORE_BYTES: i32 = 9;
 const SKB_ADJUST_ROOM: i32 = 50;
+const SKB_LOAD_BYTES_RELATIVE: i32 = 68;
 const REDIRECT_NEIGH: i32 = 152;
 
 /// Offsets in `struct __sk_buff`.
@@ -259,6 +167,8 @@ mod context {
 const BEHIND_LINK_HEADER: i32 = 1;
 /// `BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4`.
 const OUTER_IPV4: i32 = 1 | 2;
+/// `BPF_HDR_START_NET`.
+const FROM_L3_HEADER: i32 = 1;
 const TCX_NEXT: i32 = -1;
 const TCX_DROP: i32 = 2;
 
@@ -267,20 +177,59 @@ const OUTER: i16 = -24;
 
 /// The program, with its constants.
 fn program(key: Key, node: Ipv4Addr) -> Vec<Instruction> {
-    use Label::{Drop, Ipv4, Next};
-    use When::{Different, Equal, Greater};
-    let source = i32::from_ne_bytes(node.octets());
-    let ethertype = |protocol: u16| i32::from(u16::from_ne_bytes(protocol.to_be_bytes()));
-    let mut lines = vec![
+    let mut lines = recognise(key);
+    lines.extend(answer_probe());
+    lines.extend(write_header(node));
+    lines.extend(sum_up());
+    lines.extend(encapsulate());
+    lines.extend([
+        Line::Here(Label::Drop),
+        compute(Move, R0, TCX_DROP),
+        exit(),
+        Line::Here(Label::Next),
+        compute(Move, R0, TCX_NEXT),
+        exit(),
+    ]);
+    assemble(&lines)
+}
+
+/// Leaves what is no message to the next program. R2 points to the message then.
+fn recognise(key: Key) -> Vec<Line<Label>> {
+    vec![
         compute(Move, CONTEXT, R1),
-        // Is there a link header, and is it a message?
         load_from(Word, R2, CONTEXT, context::DATA),
         load_from(Word, R3, CONTEXT, context::DATA_END),
         compute(Move, R4, R2),
         compute(Add, R4, MESSAGE as i32),
-        jump(Greater, R4, R3, Next),
+        jump(When::Greater, R4, R3, Label::Next),
         load_from(Word, R4, R2, KEY.start as i16),
-        jump(Different, R4, i32::from_ne_bytes(key.0), Next),
+        jump(When::Different, R4, i32::from_ne_bytes(key.0), Label::Next),
+    ]
+}
+
+/// Looks at a probe where the kernel thinks that the L3 header is.
+fn answer_probe() -> Vec<Line<Label>> {
+    vec![
+        load_from(Byte, R4, R2, 0),
+        jump(When::Different, R4, i32::from(PROBE), Label::Encapsulate),
+        compute(Move, R1, CONTEXT),
+        compute(Move, R2, 0),
+        compute(Move, R3, STACK),
+        compute(Add, R3, i32::from(OUTER)),
+        compute(Move, R4, 1),
+        compute(Move, R5, FROM_L3_HEADER),
+        call(SKB_LOAD_BYTES_RELATIVE),
+        jump(When::Different, R0, 0, Label::Redirect),
+        load_from(Byte, R4, STACK, OUTER),
+        jump(When::Equal, R4, i32::from(PROBED), Label::Drop),
+        jump(When::Equal, R0, 0, Label::Redirect),
+    ]
+}
+
+/// Puts the outer header together on the stack, but for its checksum.
+fn write_header(node: Ipv4Addr) -> Vec<Line<Label>> {
+    vec![
+        Line::Here(Label::Encapsulate),
         // Version, header length, TOS.
         store(Byte, STACK, OUTER, 0x45),
         load_from(Byte, R4, R2, 1),
@@ -296,25 +245,27 @@ fn program(key: Key, node: Ipv4Addr) -> Vec<Instruction> {
         load_from(Byte, R4, R2, 0),
         store(Byte, STACK, OUTER + 6, R4),
         store(Byte, STACK, OUTER + 7, 0),
-        // TTL and protocol; no checksum yet.
+        // TTL, protocol by EtherType.
         store(Byte, STACK, OUTER + 8, 64),
         load_from(Half, R4, R2, 12),
         compute(Move, R5, 4),
-        jump(Equal, R4, ethertype(crate::sys::packet::IPV4), Ipv4),
+        jump(When::Equal, R4, i32::from(u16::from_ne_bytes(IPV4.to_be_bytes())), Label::Ipv4),
         compute(Move, R5, 41),
-        Line::Here(Ipv4),
+        Line::Here(Label::Ipv4),
         store(Byte, STACK, OUTER + 9, R5),
         store(Half, STACK, OUTER + 10, 0),
         // Addresses.
-        store(Word, STACK, OUTER + 12, source),
+        store(Word, STACK, OUTER + 12, i32::from_ne_bytes(node.octets())),
         load_from(Word, R4, R2, 2),
         store(Word, STACK, OUTER + 16, R4),
-        compute(Move, R1, 0),
-    ];
-    // Checksum: the sum of five words, folded to 16 bits (35 bits, then 20, 17, 16), complemented.
+    ]
+}
+
+/// The checksum: the sum of five words, folded to 16 bits (35 bits, then 20, 17, 16), complemented.
+fn sum_up() -> Vec<Line<Label>> {
+    let mut lines = vec![compute(Move, R1, 0)];
     for word in 0..5 {
-        lines.push(load_from(Word, R4, STACK, OUTER + 4 * word));
-        lines.push(compute(Add, R1, R4));
+        lines.extend([load_from(Word, R4, STACK, OUTER + 4 * word), compute(Add, R1, R4)]);
     }
     for _ in 0..3 {
         lines.extend([
@@ -324,17 +275,19 @@ fn program(key: Key, node: Ipv4Addr) -> Vec<Instruction> {
             compute(Add, R1, R4),
         ]);
     }
-    lines.extend([
-        compute(Xor, R1, 0xffff),
-        store(Half, STACK, OUTER + 10, R1),
-        // Room for the header.
+    lines.extend([compute(Xor, R1, 0xffff), store(Half, STACK, OUTER + 10, R1)]);
+    lines
+}
+
+/// Makes room for the header, writes it, and sends the frame on to the next hop through the same device.
+fn encapsulate() -> Vec<Line<Label>> {
+    vec![
         compute(Move, R1, CONTEXT),
         compute(Move, R2, outer::LENGTH as i32),
         compute(Move, R3, BEHIND_LINK_HEADER),
         compute(Move, R4, OUTER_IPV4),
         call(SKB_ADJUST_ROOM),
-        jump(Different, R0, 0, Drop),
-        // The header.
+        jump(When::Different, R0, 0, Label::Drop),
         compute(Move, R1, CONTEXT),
         compute(Move, R2, MESSAGE as i32),
         compute(Move, R3, STACK),
@@ -342,45 +295,15 @@ fn program(key: Key, node: Ipv4Addr) -> Vec<Instruction> {
         compute(Move, R4, outer::LENGTH as i32),
         compute(Move, R5, 0),
         call(SKB_STORE_BYTES),
-        jump(Different, R0, 0, Drop),
-        // On to the next hop, through the same device.
+        jump(When::Different, R0, 0, Label::Drop),
+        Line::Here(Label::Redirect),
         load_from(Word, R1, CONTEXT, context::INTERFACE),
         compute(Move, R2, 0),
         compute(Move, R3, 0),
         compute(Move, R4, 0),
         call(REDIRECT_NEIGH),
         exit(),
-        Line::Here(Drop),
-        compute(Move, R0, TCX_DROP),
-        exit(),
-        Line::Here(Next),
-        compute(Move, R0, TCX_NEXT),
-        exit(),
-    ]);
-    assemble(&lines)
-}
-
-/// Resolves the labels.
-fn assemble(lines: &[Line]) -> Vec<Instruction> {
-    let place = |wanted: Label| {
-        let before = lines.iter().take_while(|line| !matches!(line, Line::Here(label) if *label == wanted));
-        before.filter(|line| !matches!(line, Line::Here(_))).count()
-    };
-    let mut instructions = Vec::with_capacity(lines.len());
-    for line in lines {
-        match *line {
-            Line::Instruction(instruction) => instructions.push(instruction),
-            Line::Jump(when, left, right, to) => {
-                // The kernel compares packet pointers in 64 bits only.
-                let (bit, register, number) = right.parts();
-                let class = if bit == 0 { 0x06 } else { 0x05 };
-                let skipped = place(to) as i16 - instructions.len() as i16 - 1;
-                instructions.push(encode(class | bit | when as u8, left, register, skipped, number));
-            }
-            Line::Here(_) => {}
-        }
-    }
-    instructions
+    ]
 }
 
 #[cfg(test)]
@@ -474,6 +397,16 @@ mod tests {
     }
 
     #[test]
+    fn a_probe_is_dropped_aloud_where_the_header_is_right() {
+        let Some(program) = loaded() else { return };
+        let (mut packet, _) = probe(KEY);
+        assert_eq!(packet[0] & 1, 1, "the group bit of a destination");
+        assert_eq!(bpf::try_out(&program, &packet).expect("runs").0 as i32, TCX_DROP);
+        packet[MESSAGE] = 0;
+        assert_eq!(bpf::try_out(&program, &packet).expect("runs").0, REDIRECTED);
+    }
+
+    #[test]
     fn other_frames_pass_untouched() {
         let Some(program) = loaded() else { return };
         let message = KEY.message(&forwarded(0, true, false), 1, packet::IPV4);
@@ -498,7 +431,7 @@ mod tests {
         if loaded().is_none() {
             return;
         }
-        let reads_nowhere = assemble(&[load_from(Word, R0, R3, 0), exit()]);
+        let reads_nowhere = assemble::<Label>(&[load_from(Word, R0, R3, 0), exit()]);
         let refused = bpf::load(&reads_nowhere, LICENSE).expect_err("R3 was never written");
         assert!(refused.log.contains("R3 !read_ok"), "{}", refused.log);
     }

@@ -4,6 +4,7 @@
 //! the caller's pool and sends from a slice of packets; what it could not send it names, with a reason, and the
 //! caller counts.
 
+mod ebpf;
 mod encap;
 mod filter;
 pub mod memory;

@@ -3,11 +3,12 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
+use rustix::net::RecvFlags;
 
-use super::{Lost, TunnelError};
+use super::{Lost, TunnelError, filter};
 use crate::drop_reason::DropReason;
 use crate::packet::{Packet, Pool};
 use crate::sys::mmsg::{self, MAX_MESSAGES};
@@ -21,6 +22,8 @@ pub(super) const IPV6: u8 = 41;
 /// Bytes that may wait in a socket, by the kernel's count, which is about twice ours: a burst of a few super-frames
 /// each way, and some milliseconds while the worker does not run.
 pub(super) const BUFFER: usize = 4 << 20;
+/// Bytes that may wait in a socket that hears nothing: errors.
+const QUIET_BUFFER: usize = 256 << 10;
 /// How many datagrams more than the last time a receive has room for, so that a short one finds the socket empty.
 const SPARE: usize = 4;
 /// How often in one visit a receive is tried while errors are pending that are not its own.
@@ -186,6 +189,40 @@ impl Errors {
                 Some(TunnelError { peer, kind: 3, code: 4, mtu, offender: None, quote })
             }
             Cause::Other(_) => None,
+        }
+    }
+}
+
+/// Raw sockets that hear nothing but errors.
+#[derive(Debug)]
+pub(super) struct Quiet {
+    ipv4: OwnedFd,
+    ipv6: OwnedFd,
+}
+
+impl Quiet {
+    pub(super) fn open(node: Ipv4Addr) -> io::Result<Self> {
+        let open = |protocol| raw::open_filtered(protocol, node, QUIET_BUFFER, &filter::nothing());
+        let quiet = Self { ipv4: open(IPV4)?, ipv6: open(IPV6)? };
+        quiet.drain();
+        Ok(quiet)
+    }
+
+    pub(super) fn sockets(&self) -> [BorrowedFd<'_>; 2] {
+        [self.ipv4.as_fd(), self.ipv6.as_fd()]
+    }
+
+    /// Takes off what came before the filter was in force, and errors for which the error queue had no room: either would
+    /// keep a socket ready for ever.
+    pub(super) fn drain(&self) {
+        for socket in self.sockets() {
+            loop {
+                match rustix::net::recv(socket, &mut [0; 1], RecvFlags::DONTWAIT | RecvFlags::TRUNC) {
+                    Ok(_) => {}
+                    Err(error) if is_from_icmp(error) => {}
+                    Err(_) => break,
+                }
+            }
         }
     }
 }

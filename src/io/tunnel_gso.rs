@@ -12,7 +12,7 @@
 //!
 //! **Errors.** The first queue has two raw sockets that hear nothing. They keep the kernel from answering "protocol
 //! unreachable", and ICMP about what was sent ends in their error queues, though the packet socket sent it. Nothing tells
-//! *which* descriptor woke the worker, so the queues are read when a visit finds no packet.
+//! *which* descriptor woke the worker, so the queues are read when a visit finds no packet, and every so often.
 //!
 //! [`Readiness::Drained`] is only said when a receive came back with fewer frames than it had room for: a lone packet costs
 //! one call, and none that finds nothing.
@@ -23,23 +23,23 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::io::Errno;
-use rustix::net::RecvFlags;
 
-use super::encap::{Encapsulation, MESSAGE};
+use super::encap::{self, Encapsulation, MESSAGE};
 use super::tap::{ETHERNET, UNREADABLE, headers};
-use super::tunnel::{BUFFER, Errors, IPV4, IPV6, Patience, Window, is_from_icmp, lose, reason};
+use super::tunnel::{BUFFER, Errors, IPV6, Patience, Quiet, Window, lose, reason};
 use super::{Lost, Queue, Readiness, Refusal, TunnelError, filter, merged};
 use crate::drop_reason::DropReason;
 use crate::gso::{self, Segment};
 use crate::packet::{Gso, Packet, Pool};
 use crate::sys::mmsg::{self, Frame, MAX_MESSAGES};
-use crate::sys::{device, filter as sockets, packet as link, raw};
+use crate::sys::{device, filter as sockets, packet as link};
 use crate::wire::{outer, virtio_net};
 
 /// What goes in front of an inner packet: a virtio header and the message.
 const FRONT: usize = virtio_net::LENGTH + MESSAGE;
-/// Bytes that may wait in a socket that hears nothing: errors.
-const QUIET_BUFFER: usize = 256 << 10;
+
+/// How many visits in a row may find packets before the error queues are read all the same.
+const BUSY_VISITS: u32 = 64;
 
 /// One queue of the tunnel.
 #[derive(Debug)]
@@ -61,6 +61,8 @@ pub struct TunnelGso {
     /// Received, and not handed over yet.
     received: Vec<Packet>,
     errors: Errors,
+    /// Visits since the error queues were read.
+    visits: u32,
     /// The device's MTU when a packet was last too long for it.
     device_mtu: u32,
     refusal: Refusal,
@@ -83,6 +85,7 @@ pub fn open(interface: u32, node: Ipv4Addr, mtu: u16, queues: usize) -> io::Resu
         return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
     }
     let encapsulation = Arc::new(Encapsulation::attach(interface, node)?);
+    check_link_header(&sockets[0], interface, &encapsulation)?;
     let mut quiet = Some(Quiet::open(node)?);
     let kept = filter::tunnelled(node);
     let open = |socket| {
@@ -99,11 +102,23 @@ pub fn open(interface: u32, node: Ipv4Addr, mtu: u16, queues: usize) -> io::Resu
             cut: Vec::with_capacity(MAX_MESSAGES),
             received: Vec::with_capacity(MAX_MESSAGES),
             errors: Errors::default(),
+            visits: 0,
             device_mtu: 0,
             refusal: Refusal::default(),
         })
     };
     sockets.into_iter().map(open).collect()
+}
+
+/// Whether the program finds what it looks for, where that can be told: not while the device is down.
+fn check_link_header(socket: &OwnedFd, interface: u32, encapsulation: &Encapsulation) -> io::Result<()> {
+    let (packet, protocol) = encap::probe(encapsulation.key);
+    let frame = Frame { pieces: [&[0; virtio_net::LENGTH], &packet, &[]], interface, protocol };
+    if mmsg::send_frames(socket, [frame]).is_err() {
+        return Ok(());
+    }
+    let reason = "the underlay's link header is not 14 bytes long (a VLAN on a device that does not insert tags)";
+    Err(io::Error::new(io::ErrorKind::Unsupported, reason))
 }
 
 impl TunnelGso {
@@ -273,7 +288,11 @@ impl Queue for TunnelGso {
         if patience.met && link::is_orphan(&self.socket)? {
             return Err(Errno::NODEV.into());
         }
-        self.errors.pending |= self.received.is_empty() && self.quiet.is_some();
+        self.visits += 1;
+        if self.quiet.is_some() && (self.received.is_empty() || self.visits >= BUSY_VISITS) {
+            self.errors.pending = true;
+            self.visits = 0;
+        }
         self.received.iter_mut().for_each(|packet| Self::finish(packet, self.mtu));
         if self.received.len() > 1 {
             gso::coalesce(&mut self.received, pool);
@@ -350,39 +369,5 @@ fn segments(packet: &Packet) -> usize {
     match packet.offload.gso {
         Gso::None => 1,
         _ => packet.len().saturating_sub(headers(packet).into()).div_ceil(usize::from(packet.offload.gso_size).max(1)),
-    }
-}
-
-/// Raw sockets that hear nothing but errors.
-#[derive(Debug)]
-struct Quiet {
-    ipv4: OwnedFd,
-    ipv6: OwnedFd,
-}
-
-impl Quiet {
-    fn open(node: Ipv4Addr) -> io::Result<Self> {
-        let open = |protocol| raw::open_filtered(protocol, node, QUIET_BUFFER, &filter::nothing());
-        let quiet = Self { ipv4: open(IPV4)?, ipv6: open(IPV6)? };
-        quiet.drain();
-        Ok(quiet)
-    }
-
-    fn sockets(&self) -> [BorrowedFd<'_>; 2] {
-        [self.ipv4.as_fd(), self.ipv6.as_fd()]
-    }
-
-    /// Takes off what came before the filter was in force, and errors for which the error queue had no room: either would
-    /// keep a socket ready for ever.
-    fn drain(&self) {
-        for socket in self.sockets() {
-            loop {
-                match rustix::net::recv(socket, &mut [0; 1], RecvFlags::DONTWAIT | RecvFlags::TRUNC) {
-                    Ok(_) => {}
-                    Err(error) if is_from_icmp(error) => {}
-                    Err(_) => break,
-                }
-            }
-        }
     }
 }

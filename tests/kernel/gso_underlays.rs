@@ -191,6 +191,20 @@ fn what_the_kernel_does_not_take_whole_is_cut_here() {
 }
 
 #[test]
+fn a_long_packet_in_one_piece_finds_no_room_for_a_header() {
+    if !privileged() {
+        return;
+    }
+    let ([a, b], [mut sender, mut receiver]) = pair("");
+    for namespace in [&a, &b] {
+        namespace.ip("link set eth0 mtu 30000");
+    }
+    let inner = |payload| Inner { udp: true, payload, size: 0, ..Inner::TCP }.packet(A, B);
+    assert_eq!(send(&mut sender, &mut [inner(15_000), inner(17_000)]), [(1, DropReason::EgressFull)]);
+    assert_eq!(receive(&mut receiver, |batch| !batch.is_empty()).len(), 1);
+}
+
+#[test]
 fn what_has_no_outer_header_or_a_bad_offload_is_rejected() {
     if !privileged() {
         return;

@@ -52,3 +52,23 @@ fn tcx_programs_live_side_by_side() {
         assert_eq!(receive(&mut receiver, |batch| !batch.is_empty()).len(), 1, "first: {first}");
     }
 }
+
+/// A firewall at the same place (`nft` family netdev, hook egress) runs before all programs and is not asked again: it sees
+/// inner packets, and never the outer header.
+#[test]
+fn a_netdev_firewall_sees_inner_packets() {
+    if !privileged() {
+        return;
+    }
+    let (a, b) = (Namespace::new(), Namespace::new());
+    join(&a, "192.0.2.1/24", &b, "192.0.2.2/24");
+    let (mut sender, mut receiver) = (open(&a, A), open(&b, B));
+    a.shell("nft 'add table netdev t; add chain netdev t c { type filter hook egress device eth0 priority 0; }'");
+    a.shell("nft 'add rule netdev t c ip protocol 4 counter drop; add rule netdev t c ip protocol tcp counter'");
+    let inner = Inner { payload: 100, size: 0, ..Inner::TCP };
+    assert_eq!(send(&mut sender, &mut [inner.packet(A, B)]), []);
+    assert_eq!(receive(&mut receiver, |batch| !batch.is_empty()).len(), 1);
+    let rules = a.shell("nft list table netdev t");
+    assert!(rules.contains("ip protocol ipencap counter packets 0"), "{rules}");
+    assert!(rules.contains("ip protocol tcp counter packets 1"), "{rules}");
+}
