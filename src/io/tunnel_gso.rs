@@ -1,7 +1,7 @@
 //! The tunnel on packet sockets: IPIP (protocol 4) and IPv6 in IPv4 (protocol 41), cut and merged by the kernel.
 //!
 //! **Sending.** A packet leaves as an inner one, a super-frame whole, with its offloads in a virtio header and a message to
-//! the program at the underlay's egress ([`encap`]), which puts the outer header on; the kernel's routes and
+//! the program at the underlay's egress (`encap.rs`), which puts the outer header on; the kernel's routes and
 //! neighbours do the rest, and the device or the kernel cuts. What the kernel does not take whole is cut here. The program
 //! answers nobody: what has no route, or does not fit into the device's queue, is lost without a word. So what is longer
 //! than the device's MTU is found here.
@@ -145,16 +145,13 @@ impl TunnelGso {
 
     /// Whether a packet is longer than the device's MTU. The device is asked about packets that not every path takes, once
     /// a batch: it does so itself for nobody.
-    fn is_too_long(&mut self, packet: &Packet, asked: &mut Option<usize>) -> bool {
+    fn is_too_long(&self, packet: &Packet, asked: &mut Option<usize>) -> bool {
         let length = Self::wire_length(packet);
         if length <= outer::MIN_PATH_MTU as usize {
             return false;
         }
         let mtu = *asked
             .get_or_insert_with(|| device::mtu(&self.socket, self.interface).map_or(usize::MAX, |mtu| mtu as usize));
-        if length > mtu {
-            self.device_mtu = u32::try_from(mtu).unwrap_or(u32::MAX);
-        }
         length > mtu
     }
 
@@ -182,13 +179,12 @@ impl TunnelGso {
                 }
                 Err(error) => error,
             };
-            if error == Errno::INVAL && packets[index].offload.gso != Gso::None {
-                room = self.send_cut(index, packets, lost);
-                left = &left[1..];
+            room = if error == Errno::INVAL && packets[index].offload.gso != Gso::None {
+                self.send_cut(index, packets, lost)
             } else {
-                room = self.lose(index, &packets[index], error, lost);
-                left = &left[1..];
-            }
+                self.lose(index, &packets[index], error, lost)
+            };
+            left = &left[1..];
             if !room {
                 left.iter().for_each(|(index, _)| lose(*index, DropReason::EgressFull, lost));
                 break;
@@ -203,36 +199,35 @@ impl TunnelGso {
     fn send_cut(&mut self, index: usize, packets: &[Packet], lost: &mut Vec<Lost>) -> bool {
         let packet = &packets[index];
         let mut segments = gso::segments(packet);
-        loop {
-            let mut cut = std::mem::take(&mut self.cut);
+        let mut cut = std::mem::take(&mut self.cut);
+        let mut result = Ok(());
+        while result.is_ok() && segments.len() > 0 {
             cut.clear();
             for segment in segments.by_ref().take(MAX_MESSAGES) {
-                let length = segment.header.len() + segment.payload.len();
-                let Some(outer) = segment.header.first_chunk().filter(|_| length <= usize::from(u16::MAX)) else {
-                    lose(index, DropReason::EgressRejected, lost);
-                    return true;
+                let fits = segment.header.len() + segment.payload.len() <= usize::from(u16::MAX);
+                let Some(outer) = segment.header.first_chunk().filter(|_| fits) else {
+                    result = Err(Errno::OVERFLOW);
+                    break;
                 };
                 let front = self.front(outer, [0; virtio_net::LENGTH], 1);
                 cut.push((front, segment));
             }
-            let mut left = &cut[..];
-            while !left.is_empty() {
-                let frames = left.iter().map(|(front, segment)| {
-                    let payload = &packet.bytes()[segment.payload.clone()];
-                    Frame { pieces: [front, &segment.header[outer::LENGTH..], payload], ..self.frame(packet, front) }
-                });
-                match self.transmit(frames) {
-                    Ok(sent) => left = &left[sent..],
-                    // The rest of a packet that lacks a piece helps nobody.
-                    Err(error) => return self.lose(index, packet, error, lost),
-                }
-            }
-            if cut.is_empty() {
-                self.cut = cut;
-                return true;
-            }
-            self.cut = cut;
+            result = result.and_then(|()| self.send_segments(packet, &cut));
         }
+        self.cut = cut;
+        // The rest of a packet that lacks a piece helps nobody.
+        result.map_or_else(|error| self.lose(index, packet, error, lost), |()| true)
+    }
+
+    fn send_segments(&self, packet: &Packet, mut segments: &[([u8; FRONT], Segment)]) -> Result<(), Errno> {
+        while !segments.is_empty() {
+            let frames = segments.iter().map(|(front, segment)| {
+                let payload = &packet.bytes()[segment.payload.clone()];
+                Frame { pieces: [front, &segment.header[outer::LENGTH..], payload], ..self.frame(packet, front) }
+            });
+            segments = &segments[self.transmit(frames)?..];
+        }
+        Ok(())
     }
 
     fn frame<'a>(&self, packet: &'a Packet, front: &'a [u8; FRONT]) -> Frame<'a> {
@@ -264,7 +259,8 @@ impl TunnelGso {
 
     /// Keeps the beginning of a packet that was too long, as the segment that it would have been.
     fn lose_oversized(&mut self, packet: &Packet) {
-        if let Some(segment) = gso::segments(packet).next() {
+        if let (Some(segment), Ok(mtu)) = (gso::segments(packet).next(), device::mtu(&self.socket, self.interface)) {
+            self.device_mtu = mtu;
             self.errors.remember(segment.header.iter().chain(&packet.bytes()[segment.payload]));
         }
     }
