@@ -102,7 +102,7 @@ fn on_one_node_it_reaches_three_tenths_of_the_kernels_veth_route() {
     }
     let lab = Lab::up_while(&measuring, &["--nodes", "1"]);
     let tapir = Path::new(&lab, "n1-p1", "n1-p2", lab.v4("n1-p2").to_string());
-    // A floor against broken offloads, not the goal, which is 0.9 and is missed (docs/decisions/008-one-worker.md).
+    // A floor against broken offloads, not the goal, which is 0.9 and is missed (docs/decisions/008-workers.md).
     reaches(&tapir, &yardstick(&lab, "veth"), 0.3);
 }
 
