@@ -94,6 +94,7 @@ impl Packet {
     }
 
     /// Bytes on the wire, link or outer header included.
+    #[inline(always)]
     pub fn len(&self) -> usize {
         self.tail - self.head
     }
@@ -104,31 +105,37 @@ impl Packet {
     }
 
     /// Everything that goes on the wire.
+    #[inline(always)]
     pub fn bytes(&self) -> &[u8] {
         &self.buffer[self.head..self.tail]
     }
 
     /// Everything that goes on the wire.
+    #[inline(always)]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.buffer[self.head..self.tail]
     }
 
     /// The packet that is routed, from its L3 header on.
+    #[inline(always)]
     pub fn network(&self) -> &[u8] {
         &self.buffer[self.network..self.tail]
     }
 
     /// The packet that is routed, from its L3 header on.
+    #[inline(always)]
     pub fn network_mut(&mut self) -> &mut [u8] {
         &mut self.buffer[self.network..self.tail]
     }
 
     /// The headers in front of the L3 header.
+    #[inline(always)]
     pub fn link(&self) -> &[u8] {
         &self.buffer[self.head..self.network]
     }
 
     /// Drops every header in front of the L3 header.
+    #[inline(always)]
     pub fn strip_link(&mut self) {
         self.head = self.network;
     }
@@ -137,6 +144,7 @@ impl Packet {
     ///
     /// # Panics
     /// When the packet is shorter than `n`.
+    #[inline(always)]
     pub fn decapsulate(&mut self, n: usize) {
         assert!(n <= self.len(), "header longer than its packet");
         self.head += n;
@@ -147,6 +155,7 @@ impl Packet {
     ///
     /// # Panics
     /// When the headroom is used up, which no combination of headers of ours does.
+    #[inline(always)]
     pub fn prepend(&mut self, n: usize) -> &mut [u8] {
         self.head = self.head.checked_sub(n).expect("headroom holds every header that forwarding prepends");
         &mut self.buffer[self.head..self.head + n]
@@ -167,6 +176,7 @@ impl Packet {
     }
 
     /// Cuts the packet so that `len` bytes remain from the L3 header on. Longer than it is: nothing happens.
+    #[inline(always)]
     pub fn truncate_network(&mut self, len: usize) {
         self.tail = self.tail.min(self.network + len);
     }

@@ -20,7 +20,7 @@ pub(super) enum Input {
     Answered,
 }
 
-#[inline]
+#[inline(always)]
 pub(super) fn input(packet: &mut Packet, port: &Port, tables: &Tables) -> Result<Input, DropReason> {
     match &port.kind {
         PortKind::Pod { mac, addresses } => from_pod(packet, *mac, addresses, port.mtu),
@@ -29,6 +29,7 @@ pub(super) fn input(packet: &mut Packet, port: &Port, tables: &Tables) -> Result
     }
 }
 
+#[inline(always)]
 fn from_pod(packet: &mut Packet, mac: Mac, addresses: &[IpAddr], mtu: u16) -> Result<Input, DropReason> {
     let link: [u8; ETHERNET] = packet.link().try_into().map_err(|_| DropReason::MalformedFrame)?;
     let group = link[0] & 1 != 0;
@@ -64,6 +65,7 @@ fn from_pod(packet: &mut Packet, mac: Mac, addresses: &[IpAddr], mtu: u16) -> Re
     Ok(Input::Transit(header))
 }
 
+#[inline(always)]
 fn from_host(packet: &mut Packet) -> Result<Header, DropReason> {
     let header = parse(packet)?;
     check_addresses(&header)?;
@@ -73,6 +75,7 @@ fn from_host(packet: &mut Packet) -> Result<Header, DropReason> {
 
 /// Decapsulation (RFC 2003 §3.6, RFC 4213 §3.6): the inner source has to belong to the node that sent it, by the very
 /// route that would carry the answer.
+#[inline(always)]
 fn from_tunnel(packet: &mut Packet, tables: &Tables) -> Result<Header, DropReason> {
     let outer = outer::parse(packet.bytes()).ok_or(DropReason::MalformedTunnel)?;
     if tables.node != Some(outer.destination) || !tables.is_peer(outer.source) {
@@ -102,10 +105,10 @@ fn from_tunnel(packet: &mut Packet, tables: &Tables) -> Result<Header, DropReaso
 }
 
 /// Reads and checks the IP header, and cuts what follows the packet.
-#[inline]
+#[inline(always)]
 fn parse(packet: &mut Packet) -> Result<Header, DropReason> {
     let header = Header::parse(packet.network()).map_err(|_| DropReason::MalformedIp)?;
-    if !header.is_ipv6() && checksum::checksum(&packet.network()[..header.transport]) != 0 {
+    if !header.is_ipv6() && checksum::of_ipv4_header(&packet.network()[..header.transport]) != 0 {
         return Err(DropReason::BadChecksum);
     }
     packet.truncate_network(header.length);
@@ -119,7 +122,7 @@ fn parse(packet: &mut Packet) -> Result<Header, DropReason> {
 }
 
 /// What no router carries, whoever sends it (RFC 1812 §5.3.7, RFC 6890, RFC 4291 §2).
-#[inline]
+#[inline(always)]
 fn check_addresses(header: &Header) -> Result<(), DropReason> {
     match (header.source, header.destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => check_v4(source, destination),
@@ -128,6 +131,7 @@ fn check_addresses(header: &Header) -> Result<(), DropReason> {
     }
 }
 
+#[inline]
 fn check_v4(source: Ipv4Addr, destination: Ipv4Addr) -> Result<(), DropReason> {
     let martian = |address: Ipv4Addr| matches!(address.octets()[0], 0 | 127 | 240..);
     if destination.is_multicast() || destination.is_broadcast() {
@@ -139,6 +143,7 @@ fn check_v4(source: Ipv4Addr, destination: Ipv4Addr) -> Result<(), DropReason> {
     Ok(())
 }
 
+#[inline]
 fn check_v6(source: Ipv6Addr, destination: Ipv6Addr) -> Result<(), DropReason> {
     let martian =
         |address: Ipv6Addr| address.is_unspecified() || address.is_loopback() || address.to_ipv4_mapped().is_some();

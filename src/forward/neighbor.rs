@@ -54,6 +54,7 @@ pub(super) fn arp(packet: &mut Packet, mac: Mac, addresses: &[IpAddr]) -> Result
 }
 
 /// Whether it is a neighbour discovery message (RFC 4861): ICMPv6 types 133 to 137.
+#[inline(always)]
 pub(super) fn is_ndp(packet: &Packet, header: &Header) -> bool {
     header.is_ipv6()
         && header.protocol == protocol::ICMPV6

@@ -32,7 +32,13 @@ pub const MAX_SEGMENTS: usize = 2048;
 ///   says; a cut transport header; nothing to cut, a size of 0, or more than [`MAX_SEGMENTS`] segments;
 /// * ECN is claimed for anything but TCP super-frames;
 /// * the headers to be rewritten are longer than [`MAX_HEADERS`].
+#[inline(always)]
 pub fn validate(packet: &Packet, header: &Header) -> Result<(), DropReason> {
+    let Offload { gso, partial, ecn, .. } = packet.offload;
+    if gso == Gso::None && partial.is_none() && !ecn { Ok(()) } else { validate_offload(packet, header) }
+}
+
+fn validate_offload(packet: &Packet, header: &Header) -> Result<(), DropReason> {
     let offload = &packet.offload;
     let fits = match (offload.partial, offload.gso) {
         (None, Gso::None) => true,
@@ -75,13 +81,13 @@ fn super_frame_fits(packet: &Packet, header: &Header, gso: Gso) -> bool {
 
 /// The largest IP packet that this one is on the wire: of a super-frame, one whole segment. What an MTU is compared
 /// with.
+#[inline(always)]
 pub fn wire_length(packet: &Packet, header: &Header) -> usize {
-    match payload_offset(packet.network(), header) {
-        Some(headers) if packet.offload.gso != Gso::None => {
-            header.length.min(headers + usize::from(packet.offload.gso_size))
-        }
-        _ => header.length,
+    if packet.offload.gso == Gso::None {
+        return header.length;
     }
+    let headers = payload_offset(packet.network(), header);
+    headers.map_or(header.length, |headers| header.length.min(headers + usize::from(packet.offload.gso_size)))
 }
 
 /// Has a TCP packet whose checksum is partial cut into segments of at most `mtu` bytes, however long they were. False,

@@ -32,12 +32,14 @@ pub fn sum(bytes: &[u8]) -> u32 {
 }
 
 /// Folds a sum to 16 bits, carries added back. Zero only when everything summed was zero.
+#[inline]
 pub fn fold(sum: u32) -> u16 {
     let sum = (sum >> 16) + (sum & 0xffff);
     ((sum >> 16) + (sum & 0xffff)) as u16
 }
 
 /// The checksum field for a sum: its one's complement.
+#[inline]
 pub fn finish(sum: u32) -> u16 {
     !fold(sum)
 }
@@ -45,6 +47,16 @@ pub fn finish(sum: u32) -> u16 {
 /// The checksum of `bytes`, whose own checksum field must be zero. Over bytes with a right checksum it is 0.
 pub fn checksum(bytes: &[u8]) -> u16 {
     finish(sum(bytes))
+}
+
+/// The checksum over an IPv4 header: as [`checksum`], which it is, but quick for the twenty bytes that nearly all have.
+#[inline(always)]
+pub fn of_ipv4_header(header: &[u8]) -> u16 {
+    let Ok(plain) = <&[u8; 20]>::try_from(header) else { return checksum(header) };
+    let sum: u64 = plain.as_chunks::<4>().0.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
+    let sum = (sum >> 32) + (sum & 0xffff_ffff);
+    let sum = (sum >> 32) + (sum & 0xffff_ffff);
+    u16::from_be(finish(sum as u32))
 }
 
 /// The sum of the pseudo-header in front of TCP, UDP (RFC 9293 §3.1, RFC 768) and everything above IPv6
@@ -67,6 +79,7 @@ pub fn udp_field(checksum: u16) -> u16 {
 ///
 /// The result is the one a full sum gives, unless everything summed is zero. A UDP checksum of 0 must be left alone,
 /// and the result for UDP passed through [`udp_field`].
+#[inline]
 pub fn update_u16(checksum: u16, old: u16, new: u16) -> u16 {
     finish(u32::from(!checksum) + u32::from(!old) + u32::from(new))
 }
@@ -90,6 +103,17 @@ mod tests {
     fn the_example_of_rfc_1071() {
         assert_eq!(sum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), 0xddf2);
         assert_eq!(checksum(&[]), 0xffff);
+    }
+
+    #[test]
+    fn headers_are_summed_as_anything_else() {
+        for seed in 0..=255_u8 {
+            for length in [20, 24, 60] {
+                let header: Vec<_> = (0..length).map(|i| seed.wrapping_mul(i).wrapping_add(seed)).collect();
+                assert_eq!(of_ipv4_header(&header), checksum(&header));
+            }
+        }
+        assert_eq!(of_ipv4_header(&[0xff; 20]), checksum(&[0xff; 20]));
     }
 
     #[test]
