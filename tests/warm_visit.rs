@@ -1,4 +1,4 @@
-//! A worker that is warm allocates nothing, whatever comes of a packet.
+//! A worker that is warm allocates nothing, whatever comes of a packet, with a million routes.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -128,8 +128,10 @@ fn tables() -> Tables {
     let to_pod = path(POD, Rewrite::ethernet(POD_MAC, false));
     let to_peer = path(PortId::TUNNEL, Rewrite::outer(NODE, PEER, false));
     let prefix = |text: &str| text.parse().expect("a prefix");
+    let few = [(IpAddr::from(POD_IP).into(), to_pod), (prefix("10.1.1.0/24"), to_peer.clone())];
+    let many = (0..1_000_000).map(|i| (IpAddr::from(Ipv4Addr::from_bits(0x0b00_0000 + 2 * i)).into(), to_peer.clone()));
     Tables {
-        fib: Fib::build([(IpAddr::from(POD_IP).into(), to_pod), (prefix("10.1.1.0/24"), to_peer)]),
+        fib: Fib::build(many.chain(few)),
         ports: vec![port("tunnel", PortKind::Tunnel), None, port("pod", pod)],
         peers: vec![Peer { address: PEER }],
         node: Some(NODE),
