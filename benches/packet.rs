@@ -5,8 +5,9 @@
 //! Arguments are Criterion's: a filter, `--quick`, `--save-baseline`.
 #![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used)]
 
+mod report;
+
 use std::hint::black_box;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
@@ -144,12 +145,7 @@ fn benches(criterion: &mut Criterion) {
 }
 
 /// Median and its ratio to copying as many bytes, of whatever has been measured.
-fn print_table(results: &Path) {
-    let median = |name: &str| -> Option<f64> {
-        let file = std::fs::read(results.join(name).join("new/estimates.json")).ok()?;
-        let estimates: serde_json::Value = serde_json::from_slice(&file).ok()?;
-        estimates["median"]["point_estimate"].as_f64()
-    };
+fn print_table() {
     let whole = (SEGMENTS * MSS).to_string();
     let (segment, whole) = (format!("copy/{MSS}"), format!("copy/{whole}"));
     let rows = [
@@ -166,7 +162,7 @@ fn print_table(results: &Path) {
     ];
     println!("{:<26}{:>10}{:>14}{:>10}", "", "ns", "ns a packet", "to copy");
     for (name, copy, packets) in rows {
-        if let (Some(time), Some(copy)) = (median(name), median(copy)) {
+        if let (Some(time), Some(copy)) = (report::median(name), report::median(copy)) {
             println!("{name:<26}{time:>10.1}{:>14.1}{:>10.2}", time / packets as f64, time / copy);
         }
     }
@@ -174,11 +170,10 @@ fn print_table(results: &Path) {
 
 fn main() {
     let mut criterion = Criterion::default()
-        .measurement_time(Duration::from_secs(2))
-        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_millis(1_500))
+        .warm_up_time(Duration::from_millis(300))
         .configure_from_args();
     benches(&mut criterion);
     criterion.final_summary();
-    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
-    print_table(&Path::new(&target).join("criterion"));
+    print_table();
 }
