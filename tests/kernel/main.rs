@@ -33,6 +33,7 @@ mod raw_socket_silences_protocol_unreachable;
 mod raw_socket_tells_icmp_errors;
 mod removed_tap_wakes_its_reader;
 mod sent_header_is_completed;
+mod tables_change_under_load;
 mod tap_remembers_offloads;
 mod tcx_programs_live_side_by_side;
 mod write_to_a_tap_that_is_down;

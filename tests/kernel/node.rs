@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 
+use ipnet::IpNet;
 use tapir::io::Queue;
 use tapir::io::tap::Tap;
 use tapir::io::tunnel_raw::{Share, TunnelRaw};
@@ -35,6 +36,8 @@ impl Pod {
 pub struct Node {
     pub workers: Workers,
     pub counters: Vec<PortStats>,
+    pub publisher: Publisher,
+    routes: Vec<(IpNet, Adjacency)>,
 }
 
 /// Another node: its underlay address, and the `node` of its pods.
@@ -55,8 +58,7 @@ impl Node {
         let publisher = Publisher::default();
         let workers = Workers::spawn(1, &publisher, || |_| {}).expect("a thread");
         let mut tables = Tables { router_v4: Some(Ipv4Addr::new(10, 1, 0, 254)), ..Tables::default() };
-        let mut routes = Vec::new();
-        let mut node = Self { workers, counters: Vec::new() };
+        let mut node = Self { workers, counters: Vec::new(), publisher, routes: Vec::new() };
         tables.ports = vec![None, None];
         node.counters.resize_with(2, PortStats::default);
         if let Some((tunnel, address)) = tunnel {
@@ -70,7 +72,7 @@ impl Node {
                 {
                     let rewrite = Rewrite::outer(address, peer, ipv6);
                     let path = Path { port: PortId::TUNNEL, rewrite, mtu: MTU };
-                    routes.push((prefix.parse().expect("a prefix"), Adjacency::Forward(path)));
+                    node.routes.push((prefix.parse().expect("a prefix"), Adjacency::Forward(path)));
                 }
             }
         }
@@ -83,13 +85,28 @@ impl Node {
             let addresses = vec![IpAddr::V4(pod.v4), IpAddr::V6(pod.v6)];
             for address in &addresses {
                 let rewrite = Rewrite::ethernet(mac, address.is_ipv6());
-                routes.push(((*address).into(), Adjacency::Forward(Path { port, rewrite, mtu: pod.mtu })));
+                node.routes.push(((*address).into(), Adjacency::Forward(Path { port, rewrite, mtu: pod.mtu })));
             }
             tables.ports.push(Some(Port { name: "pod".into(), kind: PortKind::Pod { mac, addresses }, mtu: pod.mtu }));
         }
-        tables.fib = Fib::build(routes);
-        publisher.publish(tables);
+        tables.fib = Fib::build(node.routes.clone());
+        node.publisher.publish(tables);
         node
+    }
+
+    /// Its tables, with so many more routes of each family, which nobody uses.
+    pub fn tables_with(&self, more: u32) -> Tables {
+        let path = |port| Adjacency::Forward(Path { port: PortId(port), rewrite: Rewrite::None, mtu: MTU });
+        let v4 = (0..more).map(|i| (IpAddr::from(Ipv4Addr::from_bits(0x0b00_0000 + i)).into(), path(100 + i % 9)));
+        let v6 = |i: u32| IpAddr::from(Ipv6Addr::from_bits(0xfd01 << 112 | u128::from(i) << 16));
+        let v6 = (0..more).map(|i| (v6(i).into(), path(100 + i % 9)));
+        let now = self.publisher.snapshot();
+        Tables {
+            fib: Fib::build(self.routes.iter().cloned().chain(v4).chain(v6)),
+            ports: now.ports.clone(),
+            peers: now.peers.clone(),
+            ..**now
+        }
     }
 }
 
