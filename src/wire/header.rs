@@ -103,7 +103,7 @@ impl Header {
     ///
     /// # Errors
     /// [`Malformed`] when a version or length is wrong, or the chain of extension headers is cut or too long.
-    #[inline]
+    #[inline(always)]
     pub fn parse(bytes: &[u8]) -> Result<Self, Malformed> {
         let header = Self::parse_quoted(bytes)?;
         if bytes.len() < header.length { Err(Malformed) } else { Ok(header) }
@@ -114,7 +114,7 @@ impl Header {
     ///
     /// # Errors
     /// As [`Header::parse`], but for the packet's length.
-    #[inline]
+    #[inline(always)]
     pub fn parse_quoted(bytes: &[u8]) -> Result<Self, Malformed> {
         match bytes.first().map(|byte| byte >> 4) {
             Some(4) => Self::parse_v4(bytes),
@@ -128,7 +128,7 @@ impl Header {
         self.source.is_ipv6()
     }
 
-    #[inline]
+    #[inline(always)]
     fn parse_v4(bytes: &[u8]) -> Result<Self, Malformed> {
         let fixed: &[u8; 20] = bytes.first_chunk().ok_or(Malformed)?;
         let transport = usize::from(fixed[0] & 0x0f) * 4;
@@ -151,7 +151,7 @@ impl Header {
         })
     }
 
-    #[inline]
+    #[inline(always)]
     fn parse_v6(bytes: &[u8]) -> Result<Self, Malformed> {
         let fixed: &[u8; 40] = bytes.first_chunk().ok_or(Malformed)?;
         let length = 40 + usize::from(u16::from_be_bytes([fixed[4], fixed[5]]));
