@@ -138,6 +138,8 @@ impl Queue for TunnelRaw {
             self.errors.pending |= patience.met;
             drained &= result?;
         }
+        // What tells of an error may have been taken by a call that was about something else.
+        self.errors.pending |= self.received.is_empty();
         self.received.iter_mut().for_each(|packet| merged::recognise(packet, self.mtu));
         gso::coalesce(&mut self.received, pool);
         batch.append(&mut self.received);

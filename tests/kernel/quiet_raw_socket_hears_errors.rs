@@ -8,8 +8,10 @@ use tapir::io::TunnelError;
 
 use crate::gso_tunnel::{Inner, open, ready, receive, send};
 use crate::namespace::{eventually, privileged};
+use crate::node::MTU;
 use crate::raw_socket_tells_icmp_errors::{A, B, ROUTER, narrow_path};
 use tapir::io::Queue;
+use tapir::io::tunnel_raw::{Share, TunnelRaw};
 use tapir::packet::Pool;
 
 #[test]
@@ -66,14 +68,30 @@ fn a_flood_of_errors_leaves_no_socket_ready() {
     let [node, router, _far] = narrow_path();
     router.shell("echo 0 > /proc/sys/net/ipv4/icmp_ratelimit; echo 1000000 > /proc/sys/net/ipv4/icmp_msgs_per_sec");
     router.shell("echo 100000 > /proc/sys/net/ipv4/icmp_msgs_burst");
-    let mut tunnel = open(&node, A);
+    flood(&mut open(&node, A));
+    let mut raw = node.run(|| TunnelRaw::open(A, MTU, Share::WHOLE)).expect("raw sockets");
+    flood(&mut raw);
+    // What tells of an error may be taken by a call that is about something else.
+    let inner = Inner { payload: 1300, size: 0, udp: true, ..Inner::TCP };
+    assert_eq!(send(&mut raw, &mut [inner.packet(A, B)]), []);
+    assert!(ready(&raw, Duration::from_secs(2)), "no error came");
+    for socket in raw.fds() {
+        let _ = rustix::net::sockopt::socket_error(socket);
+    }
+    raw.recv(&mut Pool::default(), &mut Vec::new(), 8, 1 << 16).expect("alive");
+    assert!(raw.take_error().is_some());
+    assert!(!ready(&raw, Duration::ZERO), "ready for ever");
+}
+
+/// Has errors come until the queue is full, and takes them.
+fn flood(tunnel: &mut impl Queue) {
     for _ in 0..40 {
         let inner = Inner { payload: 1300, size: 0, udp: true, ..Inner::TCP };
         let mut packets: Vec<_> = (0..50).map(|_| inner.packet(A, B)).collect();
-        assert_eq!(send(&mut tunnel, &mut packets), []);
+        assert_eq!(send(tunnel, &mut packets), []);
     }
     let mut errors = 0;
-    while ready(&tunnel, Duration::from_millis(300)) {
+    while ready(tunnel, Duration::from_millis(300)) {
         tunnel.recv(&mut Pool::default(), &mut Vec::new(), 8, 1 << 16).expect("alive");
         errors += std::iter::from_fn(|| tunnel.take_error()).count();
         assert!(errors <= 2000, "ready without end");

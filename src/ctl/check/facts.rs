@@ -16,6 +16,7 @@ use tapir_cni::protocol::Request;
 use crate::api::types::Status;
 use crate::config::{Config, ConfigError};
 use crate::ctl::client::{Client, ClientError};
+use crate::host::backend::check_gso;
 use crate::host::{HostError, underlay};
 
 /// The largest file, or output of a tool, that is read.
@@ -82,6 +83,8 @@ pub struct Facts {
     pub routes: Result<Vec<Route>, NetlinkError>,
     /// The interface to the other nodes, as tapird finds it.
     pub underlay: Result<Underlay, HostError>,
+    /// What keeps the kernel from cutting and merging what goes through the tunnel, if anything does.
+    pub gso: Result<(), String>,
     /// IPv6 is there and not disabled.
     pub ipv6: bool,
     /// The module that all kernel tunnels over IPv4 share is loaded.
@@ -119,6 +122,7 @@ impl Facts {
             routes: routes(),
             underlay: underlay(config.as_ref().ok().and_then(Option::as_ref)),
             config,
+            gso: check_gso(),
             ipv6: sysctl("net/ipv6/conf/all/disable_ipv6").is_some_and(|value| value == "0"),
             tunnel4_loaded: Path::new("/sys/module/tunnel4").exists(),
             ip_forward: sysctl("net/ipv4/ip_forward").map(|value| value != "0"),

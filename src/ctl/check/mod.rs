@@ -84,6 +84,7 @@ pub fn examine(facts: &Facts) -> Vec<Item> {
         node::privileges(facts.capabilities),
         node::config(&facts.config_path, &facts.config),
         tunnel::underlay(facts.config(), facts.underlay.as_ref(), links),
+        tunnel::backend(facts.config(), &facts.gso),
         node::ipv6(facts.ipv6, facts.config()),
         tunnel::foreign_handler(links, facts.tunnel4_loaded),
         firewall::input(&facts.nft, &facts.iptables),

@@ -6,7 +6,7 @@ use tapir_cni::netlink::{Link, NetlinkError};
 
 use super::Item;
 use super::facts::Underlay;
-use crate::config::Config;
+use crate::config::{Backend, Config};
 use crate::host::HostError;
 
 /// What RFC 2003 encapsulation adds to a packet.
@@ -46,6 +46,26 @@ pub fn underlay(
         return Item::warn(NAME, format!("{found}, too little for IPv6"), fix);
     }
     Item::ok(NAME, found)
+}
+
+/// The kernel can cut and merge what goes through the tunnel, unless that isn't wanted.
+pub fn backend(config: Option<&Config>, gso: &Result<(), String>) -> Item {
+    const NAME: &str = "tunnel_backend";
+    match (config.map(|config| config.underlay.backend).unwrap_or_default(), gso) {
+        (Backend::Raw, _) => Item::ok(NAME, "raw, as configured: tapird cuts what goes into the tunnel"),
+        (_, Ok(())) => Item::ok(NAME, "gso: the kernel cuts what goes into the tunnel"),
+        (Backend::Auto, Err(reason)) => {
+            let found = format!("raw, with half of the throughput, because gso doesn't work here: {reason}");
+            Item::warn(
+                NAME,
+                found,
+                "run Linux 6.6 or later with eBPF; underlay.backend = \"raw\" says that it is meant so",
+            )
+        }
+        (Backend::Gso, Err(reason)) => {
+            Item::fail(NAME, format!("gso doesn't work here: {reason}"), "set underlay.backend to \"auto\"")
+        }
+    }
 }
 
 /// Nobody else handles protocols 4 and 41: the kernel hands a tunnelled packet to its own tunnels and to our raw
@@ -122,6 +142,20 @@ mod tests {
         let item = judged(Some(&config), 1500, true);
         assert_eq!(item.result, Fail);
         assert!(item.found.contains("1480 is what fits"), "{item:?}");
+    }
+
+    #[test]
+    fn a_backend_that_does_not_work_matters_as_far_as_it_is_wanted() {
+        let refused = Err("no tcx".to_owned());
+        let mut config = Config::default();
+        for (configured, works, refused_as) in
+            [(Backend::Auto, Fine, Warn), (Backend::Gso, Fine, Fail), (Backend::Raw, Fine, Fine)]
+        {
+            config.underlay.backend = configured;
+            assert_eq!(backend(Some(&config), &Ok(())).result, works);
+            assert_eq!(backend(Some(&config), &refused).result, refused_as);
+        }
+        assert!(backend(None, &refused).found.ends_with("no tcx"));
     }
 
     #[test]
