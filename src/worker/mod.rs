@@ -159,10 +159,11 @@ impl Workers {
     }
 }
 
-/// How many queues a port's device has with so many workers: several for each, so that a flow has few others on its own,
-/// as far as descriptors travel (`tapir_cni::protocol::MAX_QUEUES`).
+/// How many queues a port's device has with so many workers: four for each, so that a flow has few others on its own, as
+/// far as descriptors travel (`tapir_cni::protocol::MAX_QUEUES`). Closing one takes the kernel a grace period
+/// (`__tun_detach` in `drivers/net/tun.c`), which a restart and each DEL wait for.
 pub const fn queues(workers: usize) -> usize {
-    if workers <= 4 { 8 } else { 16 }
+    if workers <= 4 { 4 * workers } else { 16 }
 }
 
 /// The most workers that there can be.

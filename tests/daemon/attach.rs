@@ -152,7 +152,7 @@ fn queues_must_be_the_pods() {
     let settle = || eventually("the ADD is undone", || node.endpoints().is_empty());
 
     let (mut client, wiring) = begin();
-    assert_eq!(refused(client.attach(&pod.id, &[])).message, "0 queues came, and 8 were asked for");
+    assert_eq!(refused(client.attach(&pod.id, &[])).message, "0 queues came, and 4 were asked for");
     let elsewhere = other.wire(&wiring);
     let refusal = refused(client.attach(&pod.id, &elsewhere));
     assert!(refusal.message.contains("its device is in another namespace"), "{refusal:?}");
