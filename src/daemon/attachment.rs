@@ -125,17 +125,14 @@ impl Daemon {
         let endpoint = attachment.endpoint();
         let port = endpoint.port;
         let taps = queues.iter().map(|queue| tap(queue.try_clone()?, Layer::Ethernet)).collect::<io::Result<_>>()?;
-        let mut counters = attachment.counters.clone();
         self.apply(Event::Attached(endpoint));
-        if let Err(error) = self.workers.add_port(port, taps, &mut counters) {
+        let Some(attachment) = self.attachments.get_mut(id) else { return Ok(()) };
+        if let Err(error) = self.workers.add_port(port, taps, &mut attachment.counters) {
             self.apply(Event::Detached(id.clone()));
             return Err(error.into());
         }
-        if let Some(attachment) = self.attachments.get_mut(id) {
-            attachment.record.phase = Phase::Attached;
-            attachment.counters = counters;
-            attachment.stage = Stage::Attached { queues };
-        }
+        attachment.record.phase = Phase::Attached;
+        attachment.stage = Stage::Attached { queues };
         Ok(())
     }
 

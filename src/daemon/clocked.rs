@@ -15,7 +15,6 @@ use crate::host::{HostError, clock, netns, pod, tapir0, underlay};
 use crate::io::TunnelError;
 use crate::sys::tap::Layer;
 use crate::table::PortId;
-use crate::worker;
 
 /// How often the paths of namespaces are looked at. One that is gone is let go within this and the work it takes.
 const WATCH: Duration = Duration::from_secs(2);
@@ -125,7 +124,7 @@ impl Daemon {
         let address = self.desired.underlay().address;
         let wanted = self.wanted_host();
         let missing = !self.links.host;
-        let queues = worker::queues(self.workers.count());
+        let queues = self.workers.queues();
         self.jobs.spawn_blocking(move || {
             let underlay = underlay::detect(interface.as_deref(), Some(address));
             let open = || -> Result<(Option<Vec<OwnedFd>>, Vec<HostError>), HostError> {
@@ -234,7 +233,7 @@ impl Daemon {
 
     fn retry(&mut self) {
         let instance = self.store.instance().to_owned();
-        let queues = worker::queues(self.workers.count());
+        let queues = self.workers.queues();
         for (id, attachment) in &mut self.attachments {
             let interface = attachment.interface(&instance);
             let Stage::Detached { trying: trying @ false, .. } = &mut attachment.stage else { continue };

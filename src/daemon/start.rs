@@ -119,7 +119,7 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
     Ok((daemon, Inputs { server, http, failures, errors, signals }))
 }
 
-/// Half of the cores: the other half has the pods to run. `docs/performance.md` has what more and fewer cost.
+/// Half of the cores: the other half has the pods to run (`docs/decisions/008-workers.md`).
 fn default_workers() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     (cores / 2).clamp(1, MAX_DEFAULT_WORKERS)
@@ -345,7 +345,7 @@ impl Daemon {
                 self.apply(Event::Detached(id));
             }
         }
-        let queues = tapir0::open(worker::queues(self.workers.count()))?;
+        let queues = tapir0::open(self.workers.queues())?;
         let problems = tapir0::reconcile(&self.wanted_host())?;
         let problems = self.told(&problems);
         self.note("tapir0", problems);

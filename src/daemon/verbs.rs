@@ -17,7 +17,6 @@ use crate::control::{MIN_MTU_V6, Namespace, mac};
 use crate::host::{HostError, clock, netns, pod};
 use crate::store::{Phase, Record};
 use crate::table::{GATEWAY_V4, GATEWAY_V6};
-use crate::worker;
 
 /// The longest container id and path that are taken; CNI sets no limit.
 const MAX_TEXT: usize = 4096;
@@ -115,8 +114,7 @@ impl Daemon {
                 done.refuse(refusal);
             }
             Ok(record) => {
-                let answer = serde_json::to_value(wiring(&record, worker::queues(self.workers.count())))
-                    .expect("a wiring is JSON");
+                let answer = serde_json::to_value(wiring(&record, self.workers.queues())).expect("a wiring is JSON");
                 self.deferred.push(Deferred { done, answer, undo: Some(record.id.clone()) });
                 let id = record.id.clone();
                 self.attachments.insert(id, Attachment::new(record, Stage::Pending { connection }));
@@ -192,7 +190,7 @@ impl Daemon {
             let message = format!("no ADD of {} of container {} is under way", id.interface, id.container_id);
             return done.refuse(refusal(code::UNKNOWN_CONTAINER, message, ""));
         };
-        let wanted = worker::queues(self.workers.count());
+        let wanted = self.workers.queues();
         if queues.len() != wanted {
             let message = format!("{} queues came, and {wanted} were asked for", queues.len());
             return done.refuse(refusal(code::INVALID_CONFIGURATION, message, ""));

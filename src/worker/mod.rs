@@ -87,6 +87,11 @@ impl Workers {
         self.handles.len()
     }
 
+    /// How many queues a port's device has: [`queues`] of as many workers.
+    pub fn queues(&self) -> usize {
+        queues(self.count())
+    }
+
     /// Gives a port its queues, at least one for each worker, and returns when all are live. `counters` are made as
     /// many as there are workers.
     ///
@@ -165,6 +170,3 @@ impl Workers {
 pub const fn queues(workers: usize) -> usize {
     if workers <= 4 { 4 * workers } else { 16 }
 }
-
-/// The most workers that there can be.
-pub const MAX_WORKERS: usize = 16;
