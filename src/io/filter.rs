@@ -120,28 +120,20 @@ const PACKET_TYPE: u32 = 0xffff_f004;
 const PACKET_HOST: u32 = 0;
 const ETHERNET: u32 = 14;
 
-/// Keeps nothing.
-pub(super) fn nothing() -> Vec<Instruction> {
-    assemble(&[Line::Here(Keep)], false)
-}
-
 /// Of Ethernet frames keeps those for this host that hold IPv4 of protocol 4 or 41 for `node`.
 pub(super) fn tunnelled(node: Ipv4Addr) -> Vec<Instruction> {
     const PROTOCOL: Line = byte(ETHERNET + 9);
-    assemble(
-        &[
-            byte(PACKET_TYPE),
-            equal(PACKET_HOST, On, Drop),
-            half(12),
-            equal(0x0800, On, Drop),
-            word(ETHERNET + 16),
-            equal(node.to_bits(), On, Drop),
-            PROTOCOL,
-            equal(4, Keep, On),
-            equal(41, Keep, Drop),
-        ],
-        true,
-    )
+    assemble(&[
+        byte(PACKET_TYPE),
+        equal(PACKET_HOST, On, Drop),
+        half(12),
+        equal(0x0800, On, Drop),
+        word(ETHERNET + 16),
+        equal(node.to_bits(), On, Drop),
+        PROTOCOL,
+        equal(4, Keep, On),
+        equal(41, Keep, Drop),
+    ])
 }
 
 /// Keeps a share of tunnelled packets, from the outer header on.
@@ -177,7 +169,7 @@ pub(super) fn share(share: Share) -> Vec<Instruction> {
     lines.push(equal(share.index.into(), Keep, Drop));
     // Memory must be written before it is read.
     lines.splice(0..0, [Line::Plain(0x00, 0), store_m(SUM)]);
-    assemble(&lines, true)
+    assemble(&lines)
 }
 
 /// Places in M.
@@ -190,14 +182,14 @@ fn add_to_sum(load: Line) -> [Line; 6] {
     [load, store_x_m(SAVED_X), load_x_m(SUM), ADD_X, store_m(SUM), load_x_m(SAVED_X)]
 }
 
-/// Resolves the labels, and puts the two ends behind: keep (if there is anything to keep) and drop.
-fn assemble(lines: &[Line], keeps: bool) -> Vec<Instruction> {
+/// Resolves the labels, and puts the two ends behind: keep and drop.
+fn assemble(lines: &[Line]) -> Vec<Instruction> {
     let code = |lines: &[Line]| lines.iter().filter(|line| !matches!(line, Line::Here(_))).count();
     let end = code(lines);
     let place = |label: Label, next: usize| match label {
         On => next,
         Keep => end,
-        Drop => end + usize::from(keeps),
+        Drop => end + 1,
         _ => code(&lines[..lines.iter().position(|line| matches!(line, Line::Here(l) if *l == label)).unwrap_or(0)]),
     };
     let mut instructions = Vec::with_capacity(end + 2);
@@ -213,7 +205,7 @@ fn assemble(lines: &[Line], keeps: bool) -> Vec<Instruction> {
         }
     }
     const RETURN: u16 = 0x06;
-    for length in [u32::MAX, 0].into_iter().skip(usize::from(!keeps)) {
+    for length in [u32::MAX, 0] {
         instructions.push(Instruction { code: RETURN, yes: 0, no: 0, operand: length });
     }
     instructions
@@ -226,7 +218,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::sys::filter::attach;
+    use crate::sys::filter::{KEEP_NOTHING, attach};
 
     /// Which of the filters keep a packet, tried on sockets that hand it to them as it is.
     fn keepers(programs: &[Vec<Instruction>], packet: &[u8]) -> Vec<usize> {
@@ -292,7 +284,7 @@ mod tests {
 
     #[test]
     fn nothing_is_nothing() {
-        assert!(keepers(&[nothing()], &[1; 100]).is_empty());
+        assert!(keepers(&[KEEP_NOTHING.into()], &[1; 100]).is_empty());
     }
 
     proptest! {

@@ -8,9 +8,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
-use super::{Lost, TunnelError, filter};
+use super::{Lost, TunnelError};
 use crate::drop_reason::DropReason;
 use crate::packet::{Packet, Pool};
+use crate::sys::filter::KEEP_NOTHING;
 use crate::sys::mmsg::{self, MAX_MESSAGES};
 use crate::sys::raw::{self, Cause, ErrorReport};
 use crate::wire::outer;
@@ -202,7 +203,7 @@ pub(super) struct Quiet {
 
 impl Quiet {
     pub(super) fn open(node: Ipv4Addr) -> io::Result<Self> {
-        let open = |protocol| raw::open_filtered(protocol, node, QUIET_BUFFER, &filter::nothing());
+        let open = |protocol| raw::open_filtered(protocol, node, QUIET_BUFFER, &KEEP_NOTHING);
         let quiet = Self { ipv4: open(IPV4)?, ipv6: open(IPV6)? };
         quiet.drain();
         Ok(quiet)

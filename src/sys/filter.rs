@@ -17,6 +17,9 @@ pub struct Instruction {
     pub operand: u32,
 }
 
+/// A program that keeps nothing: `BPF_RET | BPF_K` with 0.
+pub const KEEP_NOTHING: [Instruction; 1] = [Instruction { code: 0x06, yes: 0, no: 0, operand: 0 }];
+
 /// Has a socket keep only what `program` returns a length other than 0 for. Replaces an earlier program in one step; what
 /// waits in the socket already stays.
 ///

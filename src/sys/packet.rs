@@ -10,15 +10,13 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::net::sockopt;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use super::filter::{self, Instruction};
+use super::filter::{self, KEEP_NOTHING};
 
 /// `ETH_P_IP` (`include/uapi/linux/if_ether.h`).
 pub const IPV4: u16 = 0x0800;
 /// `ETH_P_IPV6`.
 pub const IPV6: u16 = 0x86dd;
 
-/// `BPF_RET | BPF_K` with 0: keeps nothing.
-const KEEP_NOTHING: [Instruction; 1] = [Instruction { code: 0x06, yes: 0, no: 0, operand: 0 }];
 /// `PACKET_FANOUT_HASH | PACKET_FANOUT_FLAG_DEFRAG`.
 const BY_FLOW: c_int = 0x8000;
 /// `PACKET_FANOUT_FLAG_UNIQUEID`: the kernel finds a number for the group.
