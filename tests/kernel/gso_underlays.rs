@@ -4,7 +4,7 @@
 //! device's egress they are devices as macvlan and bridge are, which stand for them here.
 
 use std::net::Ipv4Addr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::net::netdevice::name_to_index;
 use rustix::net::{AddressFamily, Protocol, SocketType, socket};
@@ -13,12 +13,12 @@ use tapir::io::tunnel_gso::{self, TunnelGso};
 use tapir::io::{Queue, TunnelError};
 use tapir::packet::{Gso, Packet, Pool};
 use tapir::sys::bpf::{self, Instruction};
-use tapir::table::Rewrite;
 
-use crate::gso_tunnel::{A, B, Inner, acquaint, index, open, outer, pair, ready, receive, segments, send};
+use crate::gso_tunnel::{A, B, Inner, acquaint, index, open, pair, ready, receive, segments, send};
 use crate::namespace::{Namespace, eventually, join, privileged};
 use crate::node::{MTU, Node, Pod, transfer};
 use crate::packets::{ipv4, tcp};
+use crate::queues::allocates_nothing;
 
 /// A tunnel on another interface than `eth0`.
 fn open_on(namespace: &Namespace, interface: &str, node: Ipv4Addr, mtu: u16) -> TunnelGso {
@@ -353,23 +353,6 @@ fn a_warm_tunnel_allocates_nothing() {
         let big = Inner { payload: 40_000, ..Inner::TCP };
         let too_long = Inner { payload: 65_535 - 40, ..Inner::TCP };
         let mut packets = [big.packet(A, B), too_long.packet(A, B)];
-        let mut fragmentable = big.packet(A, B);
-        fragmentable.strip_link();
-        outer(&mut fragmentable, Rewrite::outer(A, B, false).fragmentable(), 0);
-        let (mut pool, mut batch, mut lost) = (Pool::default(), Vec::new(), Vec::new());
-        let mut exchange = || {
-            sender.send(&mut packets, &mut lost);
-            assert!(lost.is_empty());
-            let (mut bytes, deadline) = (0, Instant::now() + Duration::from_secs(2));
-            while bytes < 105_000 {
-                assert!(Instant::now() < deadline, "{bytes} bytes came");
-                receiver.recv(&mut pool, &mut batch, 64, 128 << 10).expect("alive");
-                bytes += batch.iter().map(|packet| packet.network().len() - 40).sum::<usize>();
-                batch.drain(..).for_each(|packet| pool.give(packet));
-            }
-        };
-        (0..20).for_each(|_| exchange());
-        let warm = allocation_counter::measure(&mut exchange);
-        assert_eq!(warm.count_total, 0, "{offloads}: {} bytes", warm.bytes_total);
+        allocates_nothing(&mut sender, &mut receiver, &mut packets, 105_000);
     }
 }

@@ -250,12 +250,17 @@ fn a_warm_tunnel_allocates_nothing() {
     let mut packets = [tunnelled(&ipv4(INNER_A, INNER_B, 6, &segment), to)];
     let partial = Some(PartialChecksum { start: 20, offset: 16 });
     packets[0].offload = Offload { gso: Gso::Tcp4, gso_size: 1440, partial, ..Offload::default() };
+    allocates_nothing(&mut sender, &mut receiver, &mut packets, 40_000);
+}
+
+/// Sends the packets and receives their `payload` bytes, until all buffers are there, and once more without a new one.
+pub fn allocates_nothing(sender: &mut impl Queue, receiver: &mut impl Queue, packets: &mut [Packet], payload: usize) {
     let (mut pool, mut batch, mut lost) = (Pool::default(), Vec::new(), Vec::new());
     let mut exchange = || {
-        sender.send(&mut packets, &mut lost);
+        sender.send(packets, &mut lost);
         assert!(lost.is_empty());
         let (mut bytes, deadline) = (0, Instant::now() + Duration::from_secs(2));
-        while bytes < 40_000 {
+        while bytes < payload {
             assert!(Instant::now() < deadline, "{bytes} bytes came");
             receiver.recv(&mut pool, &mut batch, 64, 128 << 10).expect("alive");
             bytes += batch.iter().map(|packet| packet.network().len() - 40).sum::<usize>();
