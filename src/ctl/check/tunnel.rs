@@ -55,7 +55,7 @@ pub fn backend(config: Option<&Config>, gso: &Result<(), String>) -> Item {
         (Backend::Raw, _) => Item::ok(NAME, "raw, as configured: tapird cuts what goes into the tunnel"),
         (_, Ok(())) => Item::ok(NAME, "gso: the kernel cuts what goes into the tunnel"),
         (Backend::Auto, Err(reason)) => {
-            let found = format!("raw, with half of the throughput, because gso doesn't work here: {reason}");
+            let found = format!("raw, which is slower, because gso doesn't work here: {reason}");
             Item::warn(
                 NAME,
                 found,
