@@ -17,7 +17,7 @@ pub enum Kind {
     Node,
     /// A block of addresses and its owner, by its prefix.
     Block,
-    /// Which pods have the addresses of a block, as its owner last told; by the block's prefix.
+    /// Which pods of a node have which addresses, as the node last told; by its name.
     Usage,
     /// Which node has an underlay address, by the address.
     Address,

@@ -7,6 +7,19 @@
 //!
 //! Everything here is pure: what has been seen and the time go in, what to write comes out.
 
+mod claim;
 mod entry;
+mod holdings;
+mod identity;
+mod lend;
+mod member;
+pub mod record;
+mod register;
+mod replica;
+mod sweep;
 
 pub use entry::{Change, Entry, Expect, Key, Kind, Revision, Write, Written};
+pub use holdings::{Durable, Fill, Holdings, Owned};
+pub use identity::{Identity, Policy};
+pub use member::Member;
+pub use replica::{Affected, Known, Neighbour, Replica};

@@ -1,0 +1,59 @@
+//! What a node has: what it must remember of it, and how full it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::record::Usage;
+
+/// A block of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owned {
+    /// Its claim.
+    pub claim: String,
+    /// It is being given up.
+    #[serde(default)]
+    pub releasing: bool,
+    /// Addresses that this node does not give out: offered to others, or lent.
+    #[serde(default)]
+    pub withheld: BTreeSet<IpAddr>,
+}
+
+/// What a node has to remember by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Durable {
+    /// Its blocks.
+    #[serde(default)]
+    pub owned: BTreeMap<IpNet, Owned>,
+    /// Addresses of other nodes' blocks that it may give out.
+    #[serde(default)]
+    pub borrowed: BTreeSet<IpAddr>,
+}
+
+/// How full a range is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fill {
+    /// Addresses that pods, or the node itself, have.
+    pub assigned: usize,
+    /// Addresses that were given back lately.
+    pub cooling: usize,
+    /// Addresses that could be given out now.
+    pub free: u128,
+    /// Some of those, the last in order.
+    pub spare: Vec<IpAddr>,
+}
+
+/// How full this node's ranges are, and who has what.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holdings {
+    /// By range: blocks and borrowed addresses.
+    pub fill: BTreeMap<IpNet, Fill>,
+    /// This node's own addresses.
+    pub own: BTreeSet<IpAddr>,
+    /// Which pod has which address.
+    pub usage: Usage,
+    /// The nodes that answer through the tunnel.
+    pub reachable: BTreeSet<String>,
+}
