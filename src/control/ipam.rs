@@ -1,9 +1,10 @@
 //! Which pod has which address.
 //!
-//! A node hands out the addresses of its own ranges. Of each family's first range the first usable address is the
-//! node's own (`tapir0`). The rest are handed out like Calico's: those that nobody has had yet first, in order,
-//! then those that were given back, the oldest first, and none within [`COOLDOWN`] of being given back, so that
-//! nobody who still remembers the old pod reaches the new one.
+//! A node hands out the addresses of its own ranges, which may change while it runs. One address of each family is the
+//! node's own (`tapir0`): the first that is free when the first range comes. The rest are handed out like Calico's:
+//! those that nobody has had yet first, in order, then those that were given back, the oldest first, and none within
+//! [`COOLDOWN`] of being given back, so that nobody who still remembers the old pod reaches the new one. Traffic to a
+//! freed address ([`Ipam::seen`]) shows that somebody does: it begins to cool anew.
 //!
 //! An address is *assigned*, or *freed* at a known time, or *fresh*. What was freed long ago is forgotten when
 //! more than [`REMEMBERED`] are known, and thereby fresh: it would come first anyway, and a /64 must not fill
@@ -12,6 +13,7 @@
 //! Several addresses for one pod are chosen first and assigned together: a refusal changes nothing.
 
 mod error;
+mod fill;
 mod span;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,11 +23,14 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 pub use error::IpamError;
+pub use fill::Fill;
 
 use span::{Span, address, is_for_pods, number, span, usable};
 
 /// How long a freed address is kept from the next pod.
 pub const COOLDOWN: Duration = Duration::from_secs(30);
+/// How long traffic to a freed address keeps it cooling, at most: whoever wants to could send for ever.
+pub const LONGEST_COOLDOWN: Duration = Duration::from_secs(600);
 /// How many freed addresses are remembered beyond those that cool.
 pub const REMEMBERED: usize = 1024;
 
@@ -44,7 +49,19 @@ pub struct Ipam {
     ranges: Vec<Range>,
     own: Vec<IpAddr>,
     assigned: BTreeSet<IpAddr>,
-    freed: BTreeMap<IpAddr, Duration>,
+    freed: BTreeMap<IpAddr, Freedom>,
+    /// Addresses within the ranges that are not given out: others may have them.
+    withheld: BTreeSet<IpAddr>,
+    /// Prefixes within the ranges that are not given out.
+    reserved: Vec<IpNet>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Freedom {
+    /// From when on it cools.
+    at: Duration,
+    /// Until when traffic may keep it cooling.
+    until: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +81,8 @@ impl Ipam {
             own: own_addresses(ranges),
             assigned: BTreeSet::new(),
             freed: BTreeMap::new(),
+            withheld: BTreeSet::new(),
+            reserved: Vec::new(),
         }
     }
 
@@ -85,6 +104,57 @@ impl Ipam {
         Ok(next)
     }
 
+    /// Gives out of these ranges from here on, but for what is withheld or reserved. What is assigned stays so, and the
+    /// node's own addresses its own; a family that has none gets one. True if one was chosen. Ranges must not overlap.
+    pub fn set_ranges(&mut self, ranges: &[IpNet], withheld: BTreeSet<IpAddr>, reserved: Vec<IpNet>) -> bool {
+        let range = |&net: &IpNet| {
+            let known = self.ranges.iter().find(|range| range.net == net);
+            known.copied().unwrap_or_else(|| Range { net, span: usable(net), fresh: usable(net).first })
+        };
+        self.ranges = ranges.iter().map(range).collect();
+        if self.withheld != withheld || self.reserved != reserved {
+            self.ranges.iter_mut().for_each(|range| range.fresh = range.span.first);
+            (self.withheld, self.reserved) = (withheld, reserved);
+        }
+        let before = self.own.len();
+        for ipv6 in [false, true] {
+            if self.own.iter().all(|own| own.is_ipv6() != ipv6) {
+                let spans: Vec<Span> = self.candidates(ipv6, &[]);
+                let fresh = spans.iter().find_map(|span| self.first_fresh(span));
+                self.own.extend(fresh);
+            }
+        }
+        self.own.len() != before
+    }
+
+    /// Takes over an address of its own that the node had earlier.
+    pub fn restore_own(&mut self, address: IpAddr) {
+        if self.own.iter().all(|own| own.is_ipv6() != address.is_ipv6()) {
+            self.freed.remove(&address);
+            self.own.push(address);
+        }
+    }
+
+    /// The ranges that addresses are given out of.
+    pub fn ranges(&self) -> impl Iterator<Item = IpNet> {
+        self.ranges.iter().map(|range| range.net)
+    }
+
+    fn is_given_out(&self, address: IpAddr) -> bool {
+        !self.withheld.contains(&address) && !self.reserved.iter().any(|net| net.contains(&address))
+    }
+
+    /// Somebody sent to an address. True if that keeps it from the next pod for longer.
+    pub fn seen(&mut self, address: IpAddr, now: Duration) -> bool {
+        match self.freed.get_mut(&address) {
+            Some(one) if now < one.until && now > one.at => {
+                one.at = now;
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Takes over an assignment that was made earlier. False when the address was assigned already.
     pub fn restore(&mut self, address: IpAddr) -> bool {
         self.freed.remove(&address);
@@ -93,8 +163,8 @@ impl Ipam {
 
     /// Takes over what was freed earlier.
     pub fn restore_freed(&mut self, freed: Freed) {
-        if !self.assigned.contains(&freed.address) {
-            self.freed.insert(freed.address, freed.at);
+        if !self.assigned.contains(&freed.address) && !self.own.contains(&freed.address) {
+            self.freed.insert(freed.address, Freedom::from(freed.at));
         }
     }
 
@@ -147,18 +217,18 @@ impl Ipam {
         if !self.assigned.remove(&address) {
             return false;
         }
-        if self.range_of(address).is_some() {
-            self.freed.insert(address, now);
-            self.forget(now);
-        }
+        // Also outside of the ranges: they may come back.
+        self.freed.insert(address, Freedom::from(now));
+        self.forget(now);
         true
     }
 
     /// Ends an address' cooling. False when it was not cooling.
     pub fn stop_cooling(&mut self, address: IpAddr, now: Duration) -> bool {
         match self.freed.get_mut(&address) {
-            Some(at) if !cooled(*at, now) => {
-                *at = now.saturating_sub(COOLDOWN);
+            Some(one) if one.cools(now) => {
+                one.at = now.saturating_sub(COOLDOWN);
+                one.until = one.at;
                 true
             }
             _ => false,
@@ -190,12 +260,12 @@ impl Ipam {
 
     /// What was freed and is remembered.
     pub fn freed(&self) -> impl Iterator<Item = Freed> {
-        self.freed.iter().map(|(&address, &at)| Freed { address, at })
+        self.freed.iter().map(|(&address, one)| Freed { address, at: one.at })
     }
 
     /// The addresses that cool.
     pub fn cooling(&self, now: Duration) -> impl Iterator<Item = IpAddr> {
-        self.freed.iter().filter(move |&(_, &at)| !cooled(at, now)).map(|(&address, _)| address)
+        self.freed.iter().filter(move |(_, one)| one.cools(now)).map(|(&address, _)| address)
     }
 
     fn candidates(&self, ipv6: bool, wanted: &[Span]) -> Vec<Span> {
@@ -210,14 +280,14 @@ impl Ipam {
         if let Some(address) = spans.iter().find_map(|span| self.first_fresh(span)) {
             return Ok(address);
         }
-        let inside = |address: IpAddr| spans.iter().any(|span| span.contains(address));
-        let oldest = self.freed.iter().filter(|&(&address, _)| inside(address)).min_by_key(|&(_, &at)| at);
+        let inside = |address: IpAddr| spans.iter().any(|span| span.contains(address)) && self.is_given_out(address);
+        let oldest = self.freed.iter().filter(|&(&address, _)| inside(address)).min_by_key(|(_, one)| one.at);
         let family = if ipv6 { "IPv6" } else { "IPv4" };
         let ranges = self.describe(Some(ipv6));
         match oldest {
             None => Err(IpamError::Exhausted { family, ranges }),
-            Some((&address, &at)) if cooled(at, now) => Ok(address),
-            Some((_, &at)) => Err(IpamError::Cooling { family, ranges, wait: remaining(at, now) }),
+            Some((&address, one)) if !one.cools(now) => Ok(address),
+            Some((_, one)) => Err(IpamError::Cooling { family, ranges, wait: remaining(one.at, now) }),
         }
     }
 
@@ -235,7 +305,8 @@ impl Ipam {
     }
 
     fn is_fresh(&self, address: IpAddr) -> bool {
-        !self.assigned.contains(&address) && !self.freed.contains_key(&address) && !self.own.contains(&address)
+        let taken = self.assigned.contains(&address) || self.own.contains(&address);
+        !taken && !self.freed.contains_key(&address) && self.is_given_out(address)
     }
 
     fn check(&self, address: IpAddr, foreign: bool, now: Duration) -> Result<(), IpamError> {
@@ -251,8 +322,11 @@ impl Ipam {
         if self.assigned.contains(&address) {
             return Err(IpamError::InUse { address });
         }
+        if !self.is_given_out(address) {
+            return Err(IpamError::Withheld { address });
+        }
         match self.freed.get(&address) {
-            Some(&at) if !cooled(at, now) => Err(IpamError::Recent { address, wait: remaining(at, now) }),
+            Some(one) if one.cools(now) => Err(IpamError::Recent { address, wait: remaining(one.at, now) }),
             _ => Ok(()),
         }
     }
@@ -271,8 +345,8 @@ impl Ipam {
     /// Forgets the oldest of what has cooled, down to [`REMEMBERED`].
     fn forget(&mut self, now: Duration) {
         while self.freed.len() > REMEMBERED {
-            let oldest = self.freed.iter().min_by_key(|&(_, &at)| at).map(|(&address, &at)| (address, at));
-            let Some((address, _)) = oldest.filter(|&(_, at)| cooled(at, now)) else { return };
+            let oldest = self.freed.iter().min_by_key(|(_, one)| one.at).map(|(&address, &one)| (address, one));
+            let Some((address, _)) = oldest.filter(|(_, one)| !one.cools(now)) else { return };
             self.freed.remove(&address);
             if let Some(range) = self.ranges.iter_mut().find(|range| range.span.contains(address)) {
                 range.fresh = range.fresh.min(number(address));
@@ -302,9 +376,17 @@ pub fn size(net: IpNet) -> f64 {
     2f64.powi(i32::from(net.max_prefix_len() - net.prefix_len()))
 }
 
-/// A time of freeing that lies ahead is another clock's: it never counts as cooled before its full time.
-fn cooled(at: Duration, now: Duration) -> bool {
-    now.checked_sub(at).is_some_and(|age| age >= COOLDOWN)
+impl From<Duration> for Freedom {
+    fn from(at: Duration) -> Self {
+        Self { at, until: at + LONGEST_COOLDOWN }
+    }
+}
+
+impl Freedom {
+    /// A time of freeing that lies ahead is another clock's: it never counts as cooled before its full time.
+    fn cools(&self, now: Duration) -> bool {
+        now.checked_sub(self.at).is_none_or(|age| age < COOLDOWN)
+    }
 }
 
 fn remaining(at: Duration, now: Duration) -> u64 {

@@ -68,6 +68,12 @@ pub enum IpamError {
         /// The wanted address.
         address: IpAddr,
     },
+    /// It is reserved, or another node may have it.
+    #[error("{address} is reserved, or offered to other nodes")]
+    Withheld {
+        /// The wanted address.
+        address: IpAddr,
+    },
     /// A pod had it until a moment ago.
     #[error("{address} was given back too recently; it is free in {wait} s")]
     Recent {
@@ -90,7 +96,7 @@ impl IpamError {
             | Self::Unusable { .. } => code::INVALID_CONFIGURATION,
             Self::Cooling { .. } | Self::Recent { .. } => code::TRY_AGAIN_LATER,
             Self::Exhausted { .. } => code::NO_FREE_ADDRESS,
-            Self::Own { .. } | Self::InUse { .. } => code::ADDRESS_IN_USE,
+            Self::Own { .. } | Self::InUse { .. } | Self::Withheld { .. } => code::ADDRESS_IN_USE,
         }
     }
 
@@ -103,7 +109,9 @@ impl IpamError {
             Self::Disjoint { .. } => "compare runtimeConfig.ipRanges with network.node_cidrs",
             Self::BadRange { .. } => "correct runtimeConfig.ipRanges",
             Self::Outside { .. } => "ask for an address in network.node_cidrs, or on the node that owns it",
-            Self::Unusable { .. } | Self::Own { .. } | Self::InUse { .. } => "ask for another address",
+            Self::Unusable { .. } | Self::Own { .. } | Self::InUse { .. } | Self::Withheld { .. } => {
+                "ask for another address"
+            }
         }
     }
 }

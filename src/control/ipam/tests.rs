@@ -237,3 +237,83 @@ proptest! {
         }
     }
 }
+
+fn nets(texts: &[&str]) -> Vec<IpNet> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+#[test]
+fn ranges_come_and_go_while_the_node_runs() {
+    let mut ipam = ipam(&[]);
+    assert!(ipam.set_ranges(&nets(&["10.1.0.0/29"]), BTreeSet::new(), Vec::new()));
+    assert_eq!(ipam.own(), [ip("10.1.0.1")]);
+    assert_eq!(assign_one(&mut ipam, START), Ok(ip("10.1.0.2")));
+    assert!(!ipam.set_ranges(&nets(&["10.2.0.0/29"]), BTreeSet::new(), Vec::new()), "it has its own address");
+    assert_eq!(assign_one(&mut ipam, START), Ok(ip("10.2.0.1")));
+    // What is given back while its range is away cools all the same.
+    assert!(ipam.release(ip("10.1.0.2"), START));
+    ipam.set_ranges(&nets(&["10.1.0.0/29"]), BTreeSet::new(), Vec::new());
+    assert_eq!(assign_one(&mut ipam, START), Ok(ip("10.1.0.3")));
+    assert_eq!(ipam.assigned().collect::<Vec<_>>(), [ip("10.1.0.3"), ip("10.2.0.1")]);
+}
+
+#[test]
+fn what_is_withheld_or_reserved_is_not_given_out() {
+    let mut ipam = ipam(&[]);
+    let withheld = BTreeSet::from([ip("10.1.0.2"), ip("10.1.0.6")]);
+    ipam.set_ranges(&nets(&["10.1.0.0/29"]), withheld, nets(&["10.1.0.4/31"]));
+    assert_eq!(ipam.own(), [ip("10.1.0.1")]);
+    let fill = ipam.fill(START, 8).remove(&"10.1.0.0/29".parse().unwrap()).unwrap();
+    assert_eq!(fill, Fill { assigned: 1, cooling: 0, free: 1, spare: vec![ip("10.1.0.3")] });
+    assert_eq!(assign_one(&mut ipam, START), Ok(ip("10.1.0.3")));
+    assert!(matches!(assign_one(&mut ipam, START), Err(IpamError::Exhausted { .. })));
+    let error = ipam.assign_exactly(&[ip("10.1.0.2")], false, START).unwrap_err();
+    assert_eq!(error, IpamError::Withheld { address: ip("10.1.0.2") });
+    ipam.set_ranges(&nets(&["10.1.0.0/29"]), BTreeSet::new(), Vec::new());
+    assert_eq!(assign_one(&mut ipam, START), Ok(ip("10.1.0.2")));
+}
+
+#[test]
+fn traffic_keeps_an_address_cooling_but_not_for_ever() {
+    let mut ipam = ipam(&["10.1.0.0/30"]);
+    let address = assign_one(&mut ipam, START).unwrap();
+    assert!(!ipam.seen(address, START), "it is in use");
+    ipam.release(address, START);
+    let mut now = START;
+    while ipam.seen(address, now + Duration::from_secs(20)) {
+        now += Duration::from_secs(20);
+        assert!(matches!(assign_one(&mut ipam, now + Duration::from_secs(29)), Err(IpamError::Cooling { .. })));
+    }
+    assert!(now >= START + LONGEST_COOLDOWN - Duration::from_secs(40) && now < START + LONGEST_COOLDOWN);
+    assert_eq!(assign_one(&mut ipam, now + COOLDOWN), Ok(address));
+}
+
+proptest! {
+    /// The oracle counts address by address.
+    #[test]
+    fn fill_adds_up(
+        assigned in prop::collection::btree_set(0..32_u8, 0..20),
+        freed in prop::collection::btree_set(0..32_u8, 0..20),
+        withheld in prop::collection::btree_set(0..32_u8, 0..10),
+    ) {
+        let at = |number: u8| IpAddr::from([10, 1, 0, number]);
+        let mut ipam = ipam(&[]);
+        let withheld: BTreeSet<IpAddr> = withheld.into_iter().map(at).collect();
+        ipam.set_ranges(&nets(&["10.1.0.0/28", "10.1.0.20/32"]), withheld.clone(), Vec::new());
+        for address in assigned.into_iter().map(at).filter(|address| !ipam.own().contains(address)).collect::<Vec<_>>() {
+            ipam.restore(address);
+        }
+        for address in freed.into_iter().map(at) {
+            ipam.restore_freed(Freed { address, at: START });
+        }
+        let taken: BTreeSet<IpAddr> = ipam.assigned().chain(ipam.own().iter().copied()).collect();
+        let cooling: BTreeSet<IpAddr> = ipam.cooling(START).collect();
+        for (range, fill) in ipam.fill(START, 3) {
+            let usable: Vec<IpAddr> = if range.prefix_len() == 32 { vec![range.addr()] } else { (1..15).map(at).collect() };
+            let free = |address: &&IpAddr| !taken.contains(*address) && !cooling.contains(*address) && !withheld.contains(*address);
+            prop_assert_eq!(fill.assigned, usable.iter().filter(|address| taken.contains(*address)).count());
+            prop_assert_eq!(fill.free, usable.iter().filter(free).count() as u128);
+            prop_assert!(fill.spare.iter().all(|address| usable.contains(address) && free(&address)));
+        }
+    }
+}

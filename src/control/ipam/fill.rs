@@ -1,0 +1,60 @@
+//! How full the ranges are.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::span::{Span, address, number};
+use super::{Ipam, Range};
+
+/// How full a range is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fill {
+    /// Addresses that pods, or the node itself, have.
+    pub assigned: usize,
+    /// Addresses that cool.
+    pub cooling: usize,
+    /// Addresses that could be given out now.
+    pub free: u128,
+    /// Some of those, the last in order.
+    pub spare: Vec<IpAddr>,
+}
+
+impl Ipam {
+    /// How full each range is; of each, up to `spare` free addresses.
+    pub fn fill(&self, now: Duration, spare: usize) -> BTreeMap<IpNet, Fill> {
+        self.ranges.iter().map(|range| (range.net, self.fill_of(range, now, spare))).collect()
+    }
+
+    fn fill_of(&self, range: &Range, now: Duration, spare: usize) -> Fill {
+        let inside = |address: &IpAddr| range.span.contains(*address);
+        let taken = |address: &IpAddr| self.assigned.contains(address) || self.own.contains(address);
+        let count = |addresses: &mut dyn Iterator<Item = &IpAddr>| addresses.filter(|&address| inside(address)).count();
+        let assigned = count(&mut self.assigned.iter().chain(&self.own));
+        let cooling = self.cooling(now).filter(inside).count();
+        let out = |address: &&IpAddr| !taken(address) && !self.freed.get(*address).is_some_and(|one| one.cools(now));
+        let withheld = count(&mut self.withheld.iter().filter(out));
+        let size = (range.span.last - range.span.first).saturating_add(1);
+        let used = u128::try_from(assigned + cooling + withheld).unwrap_or(u128::MAX);
+        let free = size.saturating_sub(used).saturating_sub(self.reserved_in(range));
+        let numbers = (0..4 * spare as u128).filter_map(|step| range.span.last.checked_sub(step));
+        let last =
+            numbers.take_while(|number| *number >= range.span.first).map(|number| address(range.span.ipv6, number));
+        let could = |address: &IpAddr| {
+            self.is_given_out(*address) && !taken(address) && !self.freed.get(address).is_some_and(|one| one.cools(now))
+        };
+        Fill { assigned, cooling, free, spare: last.filter(could).take(spare).collect() }
+    }
+
+    fn reserved_in(&self, range: &Range) -> u128 {
+        let spans = self.reserved.iter().map(|&net| Span {
+            ipv6: matches!(net, IpNet::V6(_)),
+            first: number(net.network()),
+            last: number(net.broadcast()),
+        });
+        let inside = spans.filter_map(|span| span.intersection(&range.span));
+        inside.map(|span| (span.last - span.first).saturating_add(1)).fold(0, u128::saturating_add)
+    }
+}
