@@ -26,7 +26,7 @@ use serde::Serialize;
 use super::claim::Claiming;
 use super::holdings::{Durable, Holdings};
 use super::identity::{Identity, Policy};
-use super::record::{self, Alive, Block, Stage};
+use super::record::{self, Block, Stage};
 use super::replica::{Known, Replica};
 use super::sweep::Absence;
 use super::{Change, Entry, Expect, Key, Kind, Revision, Write, Written};
@@ -76,6 +76,8 @@ pub struct Member {
     pub(super) alive: Option<(BTreeSet<String>, Duration)>,
     /// The revision of this node's own entries that it does not follow.
     pub(super) own: BTreeMap<Key, (Revision, String)>,
+    /// The store knows that this node's daemon runs.
+    pub(super) announced: bool,
     /// The name or address is somebody else's.
     pub(super) refused: BTreeMap<Kind, String>,
     /// Blocks that were lost to others since this was last asked.
@@ -111,6 +113,7 @@ impl Member {
             absent: BTreeMap::new(),
             alive: None,
             own: BTreeMap::new(),
+            announced: false,
             refused: BTreeMap::new(),
             lost: Vec::new(),
             busy: BTreeMap::new(),
@@ -132,8 +135,6 @@ impl Member {
     pub fn listed(&mut self, entries: Vec<Entry>, revision: Revision, rewound: bool, now: Duration) {
         self.rewound |= rewound;
         self.replica.list(entries, revision, rewound, now);
-        // The daemon's word that it lives may have gone while the store could not be reached.
-        self.own.retain(|key, _| key.kind != Kind::Alive);
         if !self.connected || rewound {
             self.busy.clear();
         }
@@ -194,7 +195,7 @@ impl Member {
                 self.busy.insert(key.clone(), busy);
                 self.own.remove(key);
                 if let Some(entry) = current.filter(|_| !key.kind.is_watched()) {
-                    self.met(entry, now);
+                    self.met(entry);
                 }
             }
             Written::Unknown => {
@@ -362,16 +363,9 @@ impl Member {
     }
 
     /// An entry that this node does not follow stood in its way.
-    fn met(&mut self, entry: Entry, now: Duration) {
+    fn met(&mut self, entry: Entry) {
         let Entry { key, value, revision } = entry;
         match key.kind {
-            Kind::Alive => match record::read::<Alive>(&value) {
-                Ok(alive) if alive.instance != self.me.instance => {
-                    self.busy.insert(key, Busy::Until(now + DOUBT));
-                    self.refuse_name(&alive);
-                }
-                _ => drop(self.own.insert(key, (revision, String::new()))),
-            },
             Kind::Address if key == Key::new(Kind::Address, self.me.address) => {
                 self.meet_address(key, &value, revision)
             }

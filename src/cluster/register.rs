@@ -1,5 +1,5 @@
 //! A node makes itself known: that it lives, which address it has, who it is. In this order: the entry under
-//! `alive/NAME` is what one daemon only can have, and it goes when the daemon does; who has it has the name.
+//! `alive/NAME`, which the store's lease keeps, is what one daemon only can have; who has it has the name.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -11,17 +11,15 @@ use super::{Expect, Key, Kind, Revision, Write};
 impl Member {
     /// The next step, if one is missing.
     pub(super) fn register(&mut self, own: &BTreeSet<IpAddr>) -> Vec<Write> {
-        let alive = record::text(&Alive { instance: self.me.instance.clone() });
+        if !self.announced {
+            return Vec::new();
+        }
+        let key = Key::new(Kind::Address, self.me.address);
         let address = record::text(&Address { node: self.me.name.clone() });
-        let steps =
-            [(Key::new(Kind::Alive, &self.me.name), alive), (Key::new(Kind::Address, self.me.address), address)];
-        for (key, value) in steps {
-            let known = self.own.get(&key);
-            if known.is_some_and(|(_, known)| *known == value) {
-                continue;
-            }
+        let known = self.own.get(&key);
+        if known.is_none_or(|(_, known)| *known != address) {
             let expect = known.map_or(Expect::Absent, |&(revision, _)| Expect::Revision(revision));
-            let write = Write { key, value: Some(value), expect };
+            let write = Write { key, value: Some(address), expect };
             return Vec::from_iter(self.is_idle(&write.key).then_some(write));
         }
         let wanted = self.me.record(own);
@@ -50,7 +48,24 @@ impl Member {
         }
     }
 
-    pub(super) fn refuse_name(&mut self, alive: &Alive) {
+    /// What this node's entry under `alive/NAME` says.
+    pub fn alive_value(&self) -> String {
+        record::text(&Alive { instance: self.me.instance.clone() })
+    }
+
+    /// Takes in that this node's entry under `alive/NAME` is there, or whose is instead.
+    pub fn announced(&mut self, other: Option<&str>) {
+        self.announced = other.is_none();
+        match other {
+            None => drop(self.refused.remove(&Kind::Alive)),
+            Some(value) => {
+                let alive = record::read(value).unwrap_or(Alive { instance: "unknown".into() });
+                self.refuse_name(&alive);
+            }
+        }
+    }
+
+    fn refuse_name(&mut self, alive: &Alive) {
         let name = &self.me.name;
         let known = self.replica.nodes().get(name);
         let other = known.filter(|known| known.record.instance == alive.instance);
