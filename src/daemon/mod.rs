@@ -55,7 +55,7 @@ use crate::control::{Desired, Event, compile};
 use crate::host::{HostError, clock};
 use crate::io::TunnelError;
 use crate::stats::PortStats;
-use crate::store::embedded::{Store, StoreError};
+use crate::store::local::{Store, StoreError};
 use crate::table::{PortId, Publisher};
 use crate::worker::{WorkerError, Workers};
 use attachment::{Attachment, Outcome, Waiting};

@@ -30,7 +30,7 @@ use crate::control::{Desired, Event};
 use crate::host::{HostError, clock, netns, pod, tapir0, underlay};
 use crate::io::TunnelError;
 use crate::stats::PortStats;
-use crate::store::embedded::{Found, Store, StoreError};
+use crate::store::local::{Found, Store, StoreError};
 use crate::store::{Phase, Record};
 use crate::table::{PortId, Publisher};
 use crate::worker::{self, Event as WorkerEvent, Workers};

@@ -1,6 +1,6 @@
 //! Where cluster state lives.
 
-pub mod embedded;
+pub mod local;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
