@@ -1,4 +1,4 @@
-//! Cluster state in a folder of this node: no server, nothing to run.
+//! What this node must remember by itself, in a folder of its own: whom it gave which address.
 //!
 //! ```text
 //!  state.json    the State: {"version":1,"checksum":"…","state":{…}}

@@ -1,6 +1,21 @@
 //! Where cluster state lives.
+//!
+//! What the nodes agree on ([`crate::cluster`]) is behind one interface, [`Store`]: entries, written one at a time and
+//! only as expected, listed, and watched in order. [`Embedded`] keeps them in memory. A [`session`] keeps a node in
+//! touch with a store, whatever happens to either.
+//!
+//! What a node must remember by itself, whether or not it can reach a store, is a file of its own: [`local`].
 
+mod error;
+mod interface;
+pub mod layout;
 pub mod local;
+pub mod memory;
+pub mod session;
+
+pub use error::StoreError;
+pub use interface::{Batch, Lease, Listing, Store, Watch, WatchError};
+pub use memory::{Embedded, Memory};
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use rustix::process::Signal;
-use tapir::store::embedded::{Found, Store};
+use tapir::store::local::{Found, Store};
 use tapir_cni::protocol::Request;
 
 use crate::node::{
