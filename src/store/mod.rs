@@ -7,6 +7,7 @@
 //! What a node must remember by itself, whether or not it can reach a store, is a file of its own: [`local`].
 
 mod error;
+pub mod etcd;
 mod interface;
 pub mod layout;
 pub mod local;
@@ -14,6 +15,7 @@ pub mod memory;
 pub mod session;
 
 pub use error::StoreError;
+pub use etcd::Etcd;
 pub use interface::{Batch, Lease, Listing, Store, Watch, WatchError};
 pub use memory::{Embedded, Memory};
 
