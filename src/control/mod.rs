@@ -1,8 +1,8 @@
 //! What ought to be true: a fold over events, compiled into what forwarding reads.
 //!
-//! [`Desired`] is everything the node is meant to do: what the config says (its [`Topology`]), what the underlay
-//! is like, which pods are attached, and which tunnel paths have turned out to be narrower. Whatever happens
-//! reaches it as an [`Event`] through [`Desired::apply`], and [`compile()`] makes the whole of it into
+//! [`Desired`] is everything the node is meant to do: what its network is like (its [`Topology`]), which other nodes there
+//! are, what the underlay is like, which pods are attached, and which tunnel paths have turned out to be narrower. Whatever
+//! happens reaches it as an [`Event`] through [`Desired::apply`], and [`compile()`] makes the whole of it into
 //! [`Tables`](crate::table::Tables). The tables depend on what is true, never on the order in which it became so:
 //! a daemon that restarts applies the same events from nothing and arrives at the same tables.
 //!
@@ -13,63 +13,29 @@ mod compile;
 mod endpoint;
 pub mod ipam;
 pub mod mac;
+mod network;
 pub mod rib;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use tapir_cni::protocol::AttachmentId;
 
+use crate::table::Transport;
 use crate::wire::outer::MIN_PATH_MTU;
 
 pub use compile::compile;
 pub use endpoint::{Endpoint, Namespace};
+pub use network::{Conflict, Encapsulation, Owner, Peer, Pool, Topology, Underlay};
 
 /// How long a path MTU that the underlay reported is believed (RFC 1191 §6.3).
 pub const PATH_MTU_LIFETIME: Duration = Duration::from_secs(600);
-/// The outer IPv4 header: what the tunnel costs.
-pub const OVERHEAD: u32 = 20;
+/// The outer IPv4 header: what the bare tunnel costs.
+pub const OVERHEAD: u32 = Transport::Ipip.overhead() as u32;
 /// The smallest MTU of an IPv6 link (RFC 8200 §5).
 pub const MIN_MTU_V6: u16 = 1280;
-
-/// What the config says about the network.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Topology {
-    /// Cluster-wide pod addresses.
-    pub pools: Vec<IpNet>,
-    /// This node's own ranges.
-    pub ranges: Vec<IpNet>,
-    /// Pod MTU; none: what the tunnel takes.
-    pub mtu: Option<u16>,
-    /// The other nodes.
-    pub peers: Vec<Peer>,
-}
-
-/// Another node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Peer {
-    /// Its name.
-    pub name: String,
-    /// Its underlay address.
-    pub address: Ipv4Addr,
-    /// What it owns.
-    pub pods: Vec<IpNet>,
-}
-
-/// The network between nodes, as this node sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Underlay {
-    /// The interface.
-    pub interface: String,
-    /// Its number: another one if it was made anew.
-    pub index: u32,
-    /// This node's address on it: the outer source.
-    pub address: Ipv4Addr,
-    /// Its MTU, in bytes of IP packet.
-    pub mtu: u32,
-}
 
 /// A path narrower than the underlay's own MTU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,8 +49,19 @@ pub struct PathMtu {
 /// Something that changes what ought to be true.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The config was read.
+    /// What this node's own network is like.
     Topology(Topology),
+    /// Another node, new or in place of what was known by its name.
+    Peer(Peer),
+    /// The node of that name is gone.
+    PeerGone(String),
+    /// How packets travel to a node; [`Transport::Ipip`] before anything is said.
+    Transport {
+        /// The node's underlay address.
+        peer: Ipv4Addr,
+        /// How.
+        transport: Transport,
+    },
     /// The underlay was looked at.
     Underlay(Underlay),
     /// A pod's queues are open. Replaces an endpoint of the same attachment.
@@ -112,22 +89,40 @@ pub enum Event {
 pub struct Desired {
     topology: Topology,
     underlay: Underlay,
+    peers: BTreeMap<String, Peer>,
+    /// The names of those who claim an underlay address.
+    claims: BTreeMap<Ipv4Addr, BTreeSet<String>>,
+    transports: BTreeMap<Ipv4Addr, Transport>,
     endpoints: BTreeMap<AttachmentId, Endpoint>,
     path_mtus: BTreeMap<Ipv4Addr, PathMtu>,
 }
 
 impl Desired {
-    /// A node without pods.
+    /// A node without pods, which knows no other.
     pub fn new(topology: Topology, underlay: Underlay) -> Self {
-        Self { topology, underlay, endpoints: BTreeMap::new(), path_mtus: BTreeMap::new() }
+        Self {
+            topology,
+            underlay,
+            peers: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            transports: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            path_mtus: BTreeMap::new(),
+        }
     }
 
     /// Takes an event in. True when the tables may have changed.
     pub fn apply(&mut self, event: Event) -> bool {
         match event {
-            Event::Topology(topology) => {
-                self.path_mtus.retain(|address, _| topology.peers.iter().any(|peer| peer.address == *address));
-                replace(&mut self.topology, topology)
+            Event::Topology(topology) => replace(&mut self.topology, topology),
+            Event::Peer(peer) => self.replace_peer(&peer.name.clone(), Some(peer)),
+            Event::PeerGone(name) => self.replace_peer(&name, None),
+            Event::Transport { peer, transport } => {
+                let before = self.transport(peer);
+                if self.claims.contains_key(&peer) {
+                    self.transports.insert(peer, transport);
+                }
+                self.transport(peer) != before
             }
             Event::Underlay(underlay) => replace(&mut self.underlay, underlay),
             Event::Attached(endpoint) => {
@@ -144,6 +139,27 @@ impl Desired {
         }
     }
 
+    fn replace_peer(&mut self, name: &str, peer: Option<Peer>) -> bool {
+        if self.peers.get(name) == peer.as_ref() {
+            return false;
+        }
+        if let Some(previous) = self.peers.remove(name) {
+            let claims = self.claims.entry(previous.address).or_default();
+            claims.remove(name);
+            if claims.is_empty() {
+                self.claims.remove(&previous.address);
+            }
+        }
+        if let Some(peer) = peer {
+            self.claims.entry(peer.address).or_default().insert(name.to_owned());
+            self.peers.insert(name.to_owned(), peer);
+        }
+        // What was learnt of a node goes with it.
+        self.path_mtus.retain(|address, _| self.claims.contains_key(address));
+        self.transports.retain(|address, _| self.claims.contains_key(address));
+        true
+    }
+
     /// A path MTU only ever shrinks by ICMP; it grows by being forgotten (RFC 1191 §3).
     fn learn(&mut self, peer: Ipv4Addr, mtu: u32, now: Duration) -> bool {
         let mtu = mtu.max(MIN_PATH_MTU);
@@ -155,7 +171,7 @@ impl Desired {
         mtu != known
     }
 
-    /// What the config says.
+    /// What this node's own network is like.
     pub fn topology(&self) -> &Topology {
         &self.topology
     }
@@ -170,14 +186,51 @@ impl Desired {
         self.endpoints.values()
     }
 
-    /// The peer with that underlay address.
+    /// The other nodes, by name, those of [`Desired::conflicts`] too.
+    pub fn peers(&self) -> impl Iterator<Item = &Peer> {
+        self.peers.values()
+    }
+
+    /// The other nodes that packets go to, by underlay address.
+    pub fn active_peers(&self) -> impl Iterator<Item = &Peer> {
+        self.claims.keys().filter_map(|&address| self.peer(address))
+    }
+
+    /// The other node that has that underlay address.
     pub fn peer(&self, address: Ipv4Addr) -> Option<&Peer> {
-        self.topology.peers.iter().find(|peer| peer.address == address)
+        if self.foreign(address).is_some() {
+            return None;
+        }
+        self.claims.get(&address).and_then(BTreeSet::first).and_then(|name| self.peers.get(name))
+    }
+
+    /// The nodes that are left out, by name.
+    pub fn conflicts(&self) -> impl Iterator<Item = Conflict> {
+        self.peers.values().filter_map(|peer| {
+            let address = peer.address;
+            let node = || self.peer(address).filter(|active| active.name != peer.name);
+            let owner = self.foreign(address).or_else(|| node().map(|active| Owner::Node(active.name.clone())))?;
+            Some(Conflict { peer: peer.name.clone(), address, owner })
+        })
+    }
+
+    /// Whose an address is that no other node can have: packets to it would come back.
+    fn foreign(&self, address: Ipv4Addr) -> Option<Owner> {
+        if address == self.underlay.address {
+            return Some(Owner::Own);
+        }
+        let pool = self.topology.pool_of(IpNet::from(IpAddr::V4(address)))?;
+        Some(Owner::Pool(pool.cidr))
+    }
+
+    /// How packets travel to the node with that underlay address.
+    pub fn transport(&self, peer: Ipv4Addr) -> Transport {
+        self.transports.get(&peer).copied().unwrap_or(Transport::Ipip)
     }
 
     /// The largest inner packet that the underlay's own MTU allows.
     pub fn tunnel_mtu(&self) -> u16 {
-        inner(self.underlay.mtu)
+        inner(self.underlay.mtu, Transport::Ipip)
     }
 
     /// The MTU of pods that are added from here on, and of `tapir0`.
@@ -185,31 +238,38 @@ impl Desired {
         self.topology.mtu.unwrap_or_else(|| self.tunnel_mtu())
     }
 
-    /// The largest inner packet that reaches a peer, as far as is known.
+    /// The largest inner packet that reaches a peer through the tunnel, as far as is known.
     pub fn peer_mtu(&self, peer: Ipv4Addr) -> u16 {
-        self.path_mtus.get(&peer).map_or(self.tunnel_mtu(), |path| inner(path.mtu).min(self.tunnel_mtu()))
+        let path = self.path_mtus.get(&peer).map_or(self.underlay.mtu, |path| path.mtu.min(self.underlay.mtu));
+        inner(path, self.transport(peer))
+    }
+
+    /// The largest packet that leaves by the underlay as it is.
+    pub fn direct_mtu(&self) -> u16 {
+        u16::try_from(self.underlay.mtu).unwrap_or(u16::MAX)
     }
 
     /// The node's own IPv4 address among its pods: that of `tapir0`.
     pub fn own_v4(&self) -> Option<Ipv4Addr> {
-        ipam::own_addresses(&self.topology.ranges).into_iter().find_map(|address| match address {
-            IpAddr::V4(address) => Some(address),
+        self.topology.own.iter().find_map(|address| match address {
+            IpAddr::V4(address) => Some(*address),
             IpAddr::V6(_) => None,
         })
     }
 
     /// The node's own IPv6 address among its pods.
     pub fn own_v6(&self) -> Option<Ipv6Addr> {
-        ipam::own_addresses(&self.topology.ranges).into_iter().find_map(|address| match address {
-            IpAddr::V6(address) => Some(address),
+        self.topology.own.iter().find_map(|address| match address {
+            IpAddr::V6(address) => Some(*address),
             IpAddr::V4(_) => None,
         })
     }
 }
 
 /// What fits inside an outer packet of `mtu` bytes. An IPv4 packet is at most 65535 bytes long.
-fn inner(mtu: u32) -> u16 {
-    u16::try_from(mtu.min(u32::from(u16::MAX)).saturating_sub(OVERHEAD)).unwrap_or(u16::MAX)
+fn inner(mtu: u32, transport: Transport) -> u16 {
+    let room = mtu.min(u32::from(u16::MAX)).saturating_sub(u32::from(transport.overhead()));
+    u16::try_from(room).unwrap_or(u16::MAX)
 }
 
 fn replace<T: PartialEq>(place: &mut T, value: T) -> bool {

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{Desired, ipam};
+use super::{Desired, Encapsulation, Peer};
 use crate::table::{GATEWAY_V4, GATEWAY_V6, PortId};
 
 /// Who says so. Of two routes with the same prefix the one with the smaller source is used.
@@ -14,19 +14,8 @@ pub enum Source {
     Gateway,
     /// A pod of this node.
     Endpoint,
-    /// `tapird.toml`.
-    Config,
-}
-
-impl Source {
-    /// As `tapirctl routes` prints it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Gateway => "gateway",
-            Self::Endpoint => "endpoint",
-            Self::Config => "config",
-        }
-    }
+    /// What the nodes agree on: the cluster's store, or `tapird.toml`.
+    Cluster,
 }
 
 /// Whom a route leads to. Of two routes with the same prefix and source the one with the smaller next hop is used:
@@ -37,10 +26,12 @@ pub enum NextHop {
     Gateway,
     /// A pod of this node.
     Pod(PortId),
-    /// Another node.
-    Node(Ipv4Addr),
     /// The host's stack.
     Host,
+    /// Another node, through the tunnel.
+    Node(Ipv4Addr),
+    /// Another node, as they are: by the host's stack, which has a route to there.
+    Direct(Ipv4Addr),
     /// Nobody: the address would belong to a pod, but no pod has it.
     Unreachable,
 }
@@ -69,21 +60,23 @@ pub fn routes(desired: &Desired) -> Vec<Route> {
     add(host_prefix(GATEWAY_V6.into()), Source::Gateway, NextHop::Gateway);
     add(Ipv4Net::default().into(), Source::Gateway, NextHop::Host);
     add(Ipv6Net::default().into(), Source::Gateway, NextHop::Host);
-    for address in ipam::own_addresses(&topology.ranges) {
-        add(host_prefix(address), Source::Config, NextHop::Host);
+    for &address in &topology.own {
+        add(host_prefix(address), Source::Cluster, NextHop::Host);
     }
     for endpoint in desired.endpoints() {
         for &address in &endpoint.addresses {
             add(host_prefix(address), Source::Endpoint, NextHop::Pod(endpoint.port));
         }
     }
-    for peer in &topology.peers {
+    for peer in desired.active_peers() {
         for &prefix in &peer.pods {
-            add(prefix, Source::Config, NextHop::Node(peer.address));
+            if let Some(next_hop) = toward(desired, peer, prefix) {
+                add(prefix, Source::Cluster, next_hop);
+            }
         }
     }
-    for &prefix in topology.pools.iter().chain(&topology.ranges) {
-        add(prefix, Source::Config, NextHop::Unreachable);
+    for prefix in topology.pools.iter().map(|pool| pool.cidr).chain(topology.ranges.iter().copied()) {
+        add(prefix, Source::Cluster, NextHop::Unreachable);
     }
     routes.sort_unstable();
     routes.dedup();
@@ -92,6 +85,18 @@ pub fn routes(desired: &Desired) -> Vec<Route> {
         route.best = previous.replace(route.prefix) != Some(route.prefix);
     }
     routes
+}
+
+/// How packets for what `peer` owns get there. Not at all when no pool holds it: it would be somebody's outside.
+fn toward(desired: &Desired, peer: &Peer, prefix: IpNet) -> Option<NextHop> {
+    let pool = desired.topology().pool_of(prefix)?;
+    let direct = prefix.addr().is_ipv4()
+        && match pool.encapsulation {
+            Encapsulation::Always => false,
+            Encapsulation::CrossSubnet => desired.underlay().subnet.contains(&peer.address),
+            Encapsulation::Never => true,
+        };
+    Some(if direct { NextHop::Direct(peer.address) } else { NextHop::Node(peer.address) })
 }
 
 /// The prefix of one address.

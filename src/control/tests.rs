@@ -1,3 +1,4 @@
+use ipnet::Ipv4Net;
 use proptest::prelude::*;
 use tapir_cni::protocol::PodRef;
 
@@ -11,20 +12,33 @@ fn nets(texts: &[&str]) -> Vec<IpNet> {
 }
 
 fn underlay(mtu: u32) -> Underlay {
-    Underlay { interface: "eth0".into(), index: 2, address: Ipv4Addr::new(172, 31, 0, 1), mtu }
+    let address = Ipv4Addr::new(172, 31, 0, 1);
+    Underlay { interface: "eth0".into(), index: 2, address, subnet: Ipv4Net::new_assert(address, 24), mtu }
+}
+
+fn pools(texts: &[&str]) -> Vec<Pool> {
+    let pool = |cidr| Pool { cidr, encapsulation: Encapsulation::Always };
+    nets(texts).into_iter().map(pool).collect()
 }
 
 fn topology() -> Topology {
     Topology {
-        pools: nets(&["10.244.0.0/16", "fd00::/48"]),
+        pools: pools(&["10.244.0.0/16", "fd00::/48"]),
         ranges: nets(&["10.244.0.0/24", "fd00:0:0:1::/64"]),
+        own: vec!["10.244.0.1".parse().unwrap(), "fd00:0:0:1::1".parse().unwrap()],
         mtu: None,
-        peers: vec![Peer {
-            name: "node-2".into(),
-            address: Ipv4Addr::new(172, 31, 0, 2),
-            pods: nets(&["10.244.1.0/24", "fd00:0:0:2::/64"]),
-        }],
     }
+}
+
+fn peer(name: &str, address: u8, pods: &[&str]) -> Peer {
+    Peer { name: name.into(), address: Ipv4Addr::new(172, 31, 0, address), pods: nets(pods), own: Vec::new() }
+}
+
+/// A node that knows one other.
+fn desired(topology: Topology, underlay: Underlay) -> Desired {
+    let mut desired = Desired::new(topology, underlay);
+    desired.apply(Event::Peer(peer("node-2", 2, &["10.244.1.0/24", "fd00:0:0:2::/64"])));
+    desired
 }
 
 fn endpoint(number: u8) -> Endpoint {
@@ -49,7 +63,7 @@ fn tunnel(ipv6: bool, mtu: u16) -> Adjacency {
 
 #[test]
 fn everything_has_its_adjacency() {
-    let mut desired = Desired::new(topology(), underlay(1500));
+    let mut desired = desired(topology(), underlay(1500));
     assert!(desired.apply(Event::Attached(endpoint(7))));
     assert!(!desired.apply(Event::Attached(endpoint(7))), "the same again changes nothing");
     let tables = compile(&desired);
@@ -93,8 +107,9 @@ fn everything_has_its_adjacency() {
 fn somebody_beats_nobody() {
     let mut topology = topology();
     topology.ranges = nets(&["10.244.0.5/32"]);
-    topology.pools = nets(&["10.244.0.5/32", "10.244.1.0/24"]);
-    let desired = Desired::new(topology, underlay(1500));
+    topology.own = vec!["10.244.0.5".parse().unwrap()];
+    topology.pools = pools(&["10.244.0.5/32", "10.244.1.0/24"]);
+    let desired = desired(topology, underlay(1500));
     let tables = compile(&desired);
     assert!(matches!(lookup(&tables, "10.244.0.5"), Adjacency::Forward(Path { port: PortId::HOST, .. })));
     assert_eq!(lookup(&tables, "10.244.1.1"), tunnel(false, 1480));
@@ -107,8 +122,8 @@ fn somebody_beats_nobody() {
     assert_eq!(
         of("10.244.1.0/24"),
         [
-            (Source::Config, NextHop::Node(Ipv4Addr::new(172, 31, 0, 2)), true),
-            (Source::Config, NextHop::Unreachable, false)
+            (Source::Cluster, NextHop::Node(Ipv4Addr::new(172, 31, 0, 2)), true),
+            (Source::Cluster, NextHop::Unreachable, false)
         ]
     );
     assert_eq!(of("0.0.0.0/0"), [(Source::Gateway, NextHop::Host, true)]);
@@ -120,7 +135,7 @@ fn somebody_beats_nobody() {
 fn a_path_mtu_shrinks_by_icmp_and_grows_by_time() {
     let peer = Ipv4Addr::new(172, 31, 0, 2);
     let too_big = |mtu, seconds| Event::PacketTooBig { peer, mtu, now: Duration::from_secs(seconds) };
-    let mut desired = Desired::new(topology(), underlay(1500));
+    let mut desired = desired(topology(), underlay(1500));
     assert!(!desired.apply(too_big(1500, 0)), "no news");
     assert!(desired.apply(too_big(1400, 0)));
     assert_eq!(lookup(&compile(&desired), "10.244.1.1"), tunnel(false, 1380));
@@ -157,13 +172,12 @@ fn state() -> impl Strategy<Value = Desired> {
     let paths = prop::collection::btree_map(2..8u8, 500..1600u32, 0..4);
     (endpoints, peers, paths, prop_oneof![Just(1500), Just(9000)], prop::option::of(1280..1480u16)).prop_map(
         |(endpoints, peers, paths, mtu, pod_mtu)| {
-            let peers = peers.into_iter().map(|number| Peer {
-                name: format!("node-{number}"),
-                address: Ipv4Addr::new(172, 31, 0, number),
-                pods: nets(&[&format!("10.244.{number}.0/24")]),
-            });
-            let topology = Topology { peers: peers.collect(), mtu: pod_mtu, ..topology() };
+            let topology = Topology { mtu: pod_mtu, ..topology() };
             let mut desired = Desired::new(topology, underlay(mtu));
+            for number in peers {
+                let pods = format!("10.244.{number}.0/24");
+                desired.apply(Event::Peer(peer(&format!("node-{number}"), number, &[&pods])));
+            }
             for number in endpoints {
                 desired.apply(Event::Attached(endpoint(number)));
             }
@@ -184,6 +198,9 @@ fn events(from: &Desired, to: &Desired, seed: usize) -> Vec<Event> {
     let mut events = vec![Event::Topology(to.topology.clone()), Event::Underlay(to.underlay.clone())];
     let gone = from.endpoints.keys().filter(|id| !to.endpoints.contains_key(*id));
     events.extend(gone.map(|id| Event::Detached(id.clone())));
+    let gone = from.peers.keys().filter(|name| !to.peers.contains_key(*name));
+    events.extend(gone.map(|name| Event::PeerGone(name.clone())));
+    events.extend(to.peers().cloned().map(Event::Peer));
     events.extend(to.endpoints().cloned().map(Event::Attached));
     let length = events.len();
     events.rotate_left(seed % length);

@@ -11,10 +11,11 @@ use super::{Daemon, Done};
 use crate::api::http::Query;
 use crate::api::liveness::State;
 use crate::api::metrics::{Port, Snapshot};
-use crate::api::routes;
+use crate::api::routes::Routes;
 use crate::api::types::{
     Assignment, Block, Drops, Endpoint, Ipam, Peer, PeerCount, Pool, Route, Status, Store, Tunnel,
 };
+use crate::config::StoreKind;
 use crate::control::{ipam, mac};
 use crate::host::clock;
 use crate::stats::PortCounters;
@@ -22,8 +23,16 @@ use crate::table::PortId;
 
 impl Daemon {
     pub(super) fn route(&self, address: IpAddr) -> Result<Route, Refusal> {
-        let route = routes::get(&self.desired, &self.publisher.snapshot(), address);
+        let route = self.with_routes(|routes| routes.get(address));
         route.ok_or_else(|| refusal(code::IO_FAILURE, format!("no route to {address}"), ""))
+    }
+
+    /// Lets `look` see the routes.
+    pub(super) fn with_routes<T>(&self, look: impl FnOnce(Routes<'_>) -> T) -> T {
+        let cluster = match self.config.store.kind {
+            StoreKind::Embedded => "config",
+        };
+        look(Routes { desired: &self.desired, tables: &self.publisher.snapshot(), cluster })
     }
 
     pub(super) fn drops(&mut self, after: u64) -> Drops {
@@ -99,7 +108,7 @@ impl Daemon {
     }
 
     fn states(&self) -> impl Iterator<Item = State> {
-        let peers = self.desired.topology().peers.iter();
+        let peers = self.desired.peers();
         peers.map(|peer| self.prober.liveness(peer.address).map_or(State::Unknown, |liveness| liveness.state()))
     }
 
@@ -164,7 +173,7 @@ impl Daemon {
             Peer {
                 name: peer.name.clone(),
                 address: peer.address,
-                encapsulation: "ipip".into(),
+                encapsulation: self.desired.transport(peer.address).name().into(),
                 state: liveness.map_or(State::Unknown, |liveness| liveness.state()).name().into(),
                 cause,
                 rtt_us: liveness
@@ -178,7 +187,7 @@ impl Daemon {
                 pods: peer.pods.clone(),
             }
         };
-        self.desired.topology().peers.iter().map(row).collect()
+        self.desired.peers().map(row).collect()
     }
 
     pub(super) fn ipam(&self) -> Ipam {
@@ -201,14 +210,14 @@ impl Daemon {
         });
         let mut assignments: Vec<Assignment> = own.chain(pods).collect();
         assignments.sort_by_key(|assignment| assignment.address);
-        let theirs = topology
-            .peers
-            .iter()
+        let theirs = self
+            .desired
+            .peers()
             .flat_map(|peer| peer.pods.iter().map(|&cidr| Block { cidr, node: peer.name.clone(), used: 0 }));
-        let pool = |&cidr: &ipnet::IpNet| Pool { cidr, size: ipam::size(cidr), used: used(&cidr) };
+        let pool = |cidr: ipnet::IpNet| Pool { cidr, size: ipam::size(cidr), used: used(&cidr) };
         let block = |&cidr: &ipnet::IpNet| Block { cidr, node: node.clone(), used: used(&cidr) };
         Ipam {
-            pools: topology.pools.iter().map(pool).collect(),
+            pools: topology.pools.iter().map(|pool| pool.cidr).map(pool).collect(),
             blocks: topology.ranges.iter().map(block).chain(theirs).collect(),
             assignments,
             cooling: self.ipam.cooling(clock::now()).collect(),

@@ -63,7 +63,8 @@ impl Daemon {
             self.retry();
         }
         let source = self.desired.own_v4().filter(|_| self.links.host);
-        self.prober.probe(source, &self.desired.topology().peers, now);
+        let peers: Vec<_> = self.desired.active_peers().cloned().collect();
+        self.prober.probe(source, &peers, now);
         notify(&[sd_notify::NotifyState::Watchdog]);
     }
 
@@ -138,7 +139,7 @@ impl Daemon {
     /// What `tapir0` should be: the way to the pools, and to pods outside of them, whose addresses another IPAM plugin
     /// has chosen.
     pub(super) fn wanted_host(&self) -> tapir0::Wanted {
-        let mut routes = self.desired.topology().pools.clone();
+        let mut routes: Vec<IpNet> = self.desired.topology().pools.iter().map(|pool| pool.cidr).collect();
         for address in self.desired.endpoints().flat_map(|endpoint| &endpoint.addresses) {
             if !routes.iter().any(|prefix| prefix.contains(address)) {
                 routes.push(IpNet::from(*address));
@@ -203,7 +204,7 @@ impl Daemon {
 
     fn mtu_problem(&self) -> Vec<String> {
         let mtu = self.desired.tunnel_mtu();
-        let pool = self.desired.topology().pools.iter().find(|pool| pool.addr().is_ipv6());
+        let pool = self.desired.topology().pools.iter().map(|pool| pool.cidr).find(|pool| pool.addr().is_ipv6());
         let pool = pool.filter(|_| mtu < MIN_MTU_V6);
         let problem = |pool| format!("the tunnel's MTU is {mtu}, IPv6 needs {MIN_MTU_V6}, and {pool} is a pool");
         pool.map(problem).into_iter().collect()

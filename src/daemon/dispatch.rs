@@ -6,7 +6,6 @@ use tapir_cni::protocol::{Refusal, Reply, Request};
 use tokio::sync::oneshot;
 
 use super::{Daemon, Deferred};
-use crate::api::routes;
 use crate::cni::{Call, Message};
 
 /// Whom to tell that something is done.
@@ -36,9 +35,9 @@ impl Daemon {
             Request::Ready { delegated } => done.answer(self.could_add(delegated)),
             Request::Status => done.answer(Ok(self.status())),
             Request::Endpoints => done.answer(Ok(self.endpoints())),
-            Request::Routes { prefix, fib: false } => done.answer(Ok(routes::known(&self.desired, prefix))),
+            Request::Routes { prefix, fib: false } => done.answer(Ok(self.with_routes(|routes| routes.known(prefix)))),
             Request::Routes { prefix, fib: true } => {
-                done.answer(Ok(routes::forwarded(&self.desired, &self.publisher.snapshot(), prefix)));
+                done.answer(Ok(self.with_routes(|routes| routes.forwarded(prefix))));
             }
             Request::RouteGet { address } => done.answer(self.route(address)),
             Request::Peers => done.answer(Ok(self.peers())),

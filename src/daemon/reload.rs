@@ -3,25 +3,34 @@
 //! A config takes effect whole or not at all. What can't change while the daemon runs is named and refused, as is
 //! what would take an address from a pod that has it.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+
+use ipnet::IpNet;
 
 use super::{Daemon, DaemonError};
 use crate::config::{Config, Place};
-use crate::control::{Event, MIN_MTU_V6, OVERHEAD, Topology, Underlay};
+use crate::control::{Encapsulation, Event, MIN_MTU_V6, OVERHEAD, Peer, Pool, Topology, Underlay, ipam};
 
-/// What the config says about the network.
+/// What the config says about this node's own network.
 pub(super) fn topology(config: &Config) -> Topology {
-    let peer = |peer: &crate::config::Peer| crate::control::Peer {
+    let pool = |&cidr: &IpNet| Pool { cidr, encapsulation: Encapsulation::Always };
+    Topology {
+        pools: config.network.pools.iter().map(pool).collect(),
+        ranges: config.network.node_cidrs.clone(),
+        own: ipam::own_addresses(&config.network.node_cidrs),
+        mtu: config.network.mtu.0,
+    }
+}
+
+/// The other nodes that the config names.
+pub(super) fn peers(config: &Config) -> impl Iterator<Item = Peer> {
+    config.peers.iter().map(|peer| Peer {
         name: peer.name.clone(),
         address: peer.address,
         pods: peer.pods.clone(),
-    };
-    Topology {
-        pools: config.network.pools.clone(),
-        ranges: config.network.node_cidrs.clone(),
-        mtu: config.network.mtu.0,
-        peers: config.peers.iter().map(peer).collect(),
-    }
+        own: ipam::own_addresses(&peer.pods),
+    })
 }
 
 /// What contradicts the underlay as it is: the key, and why.
@@ -101,7 +110,12 @@ impl Daemon {
             }
         }
         self.ipam = ipam;
-        self.apply(Event::Topology(topology(&config)));
+        let named: BTreeSet<&str> = config.peers.iter().map(|peer| peer.name.as_str()).collect();
+        let gone = self.desired.peers().filter(|peer| !named.contains(peer.name.as_str()));
+        let gone: Vec<Event> = gone.map(|peer| Event::PeerGone(peer.name.clone())).collect();
+        let events =
+            gone.into_iter().chain([Event::Topology(topology(&config))]).chain(peers(&config).map(Event::Peer));
+        events.for_each(|event| self.apply(event));
         self.config = config;
         self.reconcile();
         Ok(())
@@ -124,7 +138,13 @@ mod tests {
     }
 
     fn underlay(mtu: u32) -> Underlay {
-        Underlay { interface: "eth0".into(), index: 2, address: [172, 31, 0, 1].into(), mtu }
+        Underlay {
+            interface: "eth0".into(),
+            index: 2,
+            address: [172, 31, 0, 1].into(),
+            subnet: "172.31.0.1/24".parse().unwrap(),
+            mtu,
+        }
     }
 
     #[test]

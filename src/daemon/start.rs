@@ -77,9 +77,13 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
         let teller = Teller { failed: failed.clone(), reported: reported.clone() };
         move |event| teller.tell(event)
     });
+    let mut desired = Desired::new(reload::topology(&config), underlay);
+    for peer in reload::peers(&config) {
+        desired.apply(Event::Peer(peer));
+    }
     let mut daemon = Daemon {
         path: path.into(),
-        desired: Desired::new(reload::topology(&config), underlay),
+        desired,
         config,
         store,
         boot,

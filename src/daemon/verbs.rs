@@ -164,10 +164,9 @@ impl Daemon {
 
     /// Refuses addresses that are nodes' or another node's pods'.
     fn refuse_foreign(&self, address: IpAddr) -> Result<(), Refusal> {
-        let topology = self.desired.topology();
-        let owner = topology
-            .peers
-            .iter()
+        let owner = self
+            .desired
+            .peers()
             .find(|peer| peer.pods.iter().any(|range| range.contains(&address)) || address == IpAddr::V4(peer.address));
         if let Some(peer) = owner {
             let message = format!("{address} belongs to node {}", peer.name);

@@ -1,7 +1,8 @@
 //! The network between nodes.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
+use ipnet::{IpNet, Ipv4Net};
 use tapir_cni::netlink::{Link, Netlink, RouteFilter};
 
 use super::{HostError, tapir0};
@@ -20,19 +21,20 @@ pub fn detect(interface: Option<&str>, address: Option<Ipv4Addr>) -> Result<Unde
         (None, None) => with_default_route(&mut netlink)?,
     };
     let addresses = ipv4_addresses(&mut netlink, &link)?;
-    let address = match address {
-        Some(address) if addresses.contains(&address) => address,
+    let subnet = match address {
         Some(address) => {
-            return Err(HostError::NoAddress { address: address.into(), interface: Some(link.name) });
+            let missing = || HostError::NoAddress { address: address.into(), interface: Some(link.name.clone()) };
+            *addresses.iter().find(|subnet| subnet.addr() == address).ok_or_else(missing)?
         }
         None => *addresses.first().ok_or_else(|| HostError::Unnumbered { interface: link.name.clone() })?,
     };
-    Ok(Underlay { interface: link.name, index: link.index, address, mtu: link.mtu })
+    Ok(Underlay { interface: link.name, index: link.index, address: subnet.addr(), subnet, mtu: link.mtu })
 }
 
 fn with_address(netlink: &mut Netlink, address: Ipv4Addr) -> Result<Link, HostError> {
     for link in netlink.links()? {
-        if link.name != tapir0::NAME && ipv4_addresses(netlink, &link)?.contains(&address) {
+        let addresses = ipv4_addresses(netlink, &link)?;
+        if link.name != tapir0::NAME && addresses.iter().any(|subnet| subnet.addr() == address) {
             return Ok(link);
         }
     }
@@ -47,9 +49,10 @@ fn with_default_route(netlink: &mut Netlink) -> Result<Link, HostError> {
     netlink.links()?.into_iter().find(|link| link.index == index).ok_or(HostError::NoDefaultRoute)
 }
 
-fn ipv4_addresses(netlink: &mut Netlink, link: &Link) -> Result<Vec<Ipv4Addr>, HostError> {
-    let addresses = netlink.addresses(link)?.into_iter().filter_map(|address| match address.prefix.addr() {
-        IpAddr::V4(address) if !address.is_loopback() => Some(address),
+/// Its addresses, each with its mask.
+fn ipv4_addresses(netlink: &mut Netlink, link: &Link) -> Result<Vec<Ipv4Net>, HostError> {
+    let addresses = netlink.addresses(link)?.into_iter().filter_map(|address| match address.prefix {
+        IpNet::V4(subnet) if !subnet.addr().is_loopback() => Some(subnet),
         _ => None,
     });
     Ok(addresses.collect())

@@ -8,8 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
 use tapir::config::Config;
-use tapir::control::{self, Desired, Endpoint, Event, Topology, Underlay, mac};
+use tapir::control::{self, Desired, Encapsulation, Endpoint, Event, Pool, Topology, Underlay, ipam, mac};
 use tapir::drop_reason::DropReason;
 use tapir::io::memory::{self, Far, Kind};
 use tapir::stats::{Counter, PortCounters, WorkerStats};
@@ -48,24 +49,31 @@ impl Node {
     /// A node with the given `tapird.toml`, which must name its own address, and no pods.
     pub fn new(config: &str) -> Self {
         let config = Config::parse(config, Path::new("tapird.toml")).expect("a good config");
+        let address = config.node.address.expect("the config names the node's address");
         let underlay = Underlay {
             index: 2,
             interface: "eth0".into(),
-            address: config.node.address.expect("the config names the node's address"),
+            address,
+            subnet: Ipv4Net::new_assert(address, 24),
             mtu: UNDERLAY_MTU,
         };
         let peers = config.peers.iter().map(|peer| control::Peer {
             name: peer.name.clone(),
             address: peer.address,
             pods: peer.pods.clone(),
+            own: ipam::own_addresses(&peer.pods),
         });
+        let pool = |&cidr| Pool { cidr, encapsulation: Encapsulation::Always };
         let topology = Topology {
-            pools: config.network.pools.clone(),
+            pools: config.network.pools.iter().map(pool).collect(),
             ranges: config.network.node_cidrs.clone(),
+            own: ipam::own_addresses(&config.network.node_cidrs),
             mtu: config.network.mtu.0,
-            peers: peers.collect(),
         };
-        let desired = Desired::new(topology, underlay);
+        let mut desired = Desired::new(topology, underlay);
+        for peer in peers {
+            desired.apply(Event::Peer(peer));
+        }
         let publisher = Publisher::default();
         let stats = Arc::new(WorkerStats::default());
         let forwarder = Forwarder::new(publisher.clone(), stats.clone(), |_| {});

@@ -1,0 +1,110 @@
+//! What the network is like: pools, this node, other nodes, and what is between them.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::{IpNet, Ipv4Net};
+
+/// How packets for the pods of other nodes travel: a property of the pool that has the pod's address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Encapsulation {
+    /// Through the tunnel.
+    #[default]
+    Always,
+    /// Through the tunnel, except to nodes of the underlay's own subnet.
+    CrossSubnet,
+    /// As they are.
+    Never,
+}
+
+/// A cluster-wide range of pod addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Pool {
+    /// Its addresses.
+    pub cidr: IpNet,
+    /// How packets reach them on other nodes. IPv6 always goes through the tunnel, as nodes are known by IPv4 addresses.
+    pub encapsulation: Encapsulation,
+}
+
+/// What this node's own network is like.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Topology {
+    /// Cluster-wide pod addresses.
+    pub pools: Vec<Pool>,
+    /// This node's own ranges: those that are confirmed to be its own.
+    pub ranges: Vec<IpNet>,
+    /// The addresses of `tapir0`, at most one a family.
+    pub own: Vec<IpAddr>,
+    /// Pod MTU; none: what the tunnel takes.
+    pub mtu: Option<u16>,
+}
+
+impl Topology {
+    /// The pool that holds all of `prefix`; of several the smallest.
+    pub fn pool_of(&self, prefix: IpNet) -> Option<&Pool> {
+        let holding = self.pools.iter().filter(|pool| pool.cidr.contains(&prefix));
+        holding.max_by_key(|pool| pool.cidr.prefix_len())
+    }
+}
+
+/// Another node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its name, which tells it from others.
+    pub name: String,
+    /// Its underlay address.
+    pub address: Ipv4Addr,
+    /// What it owns: its ranges, and single addresses that were lent to it. What lies in no pool is not routed.
+    pub pods: Vec<IpNet>,
+    /// The addresses of its `tapir0`, which answer probes.
+    pub own: Vec<IpAddr>,
+}
+
+/// The network between nodes, as this node sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Underlay {
+    /// The interface.
+    pub interface: String,
+    /// Its number: another one if it was made anew.
+    pub index: u32,
+    /// This node's address on it: the outer source.
+    pub address: Ipv4Addr,
+    /// The address with its own mask: who is on the link.
+    pub subnet: Ipv4Net,
+    /// Its MTU, in bytes of IP packet.
+    pub mtu: u32,
+}
+
+/// A node that no packets go to or come from, because its underlay address is somebody else's.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Conflict {
+    /// The node.
+    pub peer: String,
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Whose it is instead.
+    pub owner: Owner,
+}
+
+/// Whose an underlay address is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Owner {
+    /// Another node's, the one of the smallest name.
+    Node(String),
+    /// This node's.
+    Own,
+    /// A pod's: this pool holds it.
+    Pool(IpNet),
+}
+
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { peer, address, owner } = self;
+        write!(f, "node {peer} is left out: it claims {address}, which ")?;
+        match owner {
+            Owner::Node(name) => write!(f, "node {name} has too"),
+            Owner::Own => write!(f, "is this node's own"),
+            Owner::Pool(pool) => write!(f, "is in the pool {pool}"),
+        }
+    }
+}
