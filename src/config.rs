@@ -1,8 +1,10 @@
 //! `tapird.toml`: one struct, unknown keys refused, validated once into typed values.
 
+mod network;
 mod outline;
 mod validate;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,6 +13,10 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde::Deserialize;
+
+use crate::control::Encapsulation;
+
+pub use network::{IpamKind, Network, Pool};
 
 /// The largest config that is read, in bytes.
 const MAX_SIZE: u64 = 1 << 20;
@@ -48,6 +54,8 @@ pub struct Node {
     pub http: String,
     /// How many threads forward, 1 to 16; `auto`: half of the cores, at most 4.
     pub workers: Auto<u16>,
+    /// What selectors of pools choose this node by.
+    pub labels: BTreeMap<String, String>,
 }
 
 impl Default for Node {
@@ -59,6 +67,7 @@ impl Default for Node {
             state_dir: "/var/lib/tapir".into(),
             http: "127.0.0.1:9477".into(),
             workers: Auto(None),
+            labels: BTreeMap::new(),
         }
     }
 }
@@ -78,37 +87,21 @@ impl<'de> Deserialize<'de> for Auto<u16> {
     }
 }
 
-/// Pod addresses.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Network {
-    /// Cluster-wide pod addresses, both families.
-    pub pools: Vec<IpNet>,
-    /// Pod MTU; `auto`: the underlay's, less the outer header.
-    pub mtu: Auto<u16>,
-    /// This node's own ranges.
-    pub node_cidrs: Vec<IpNet>,
-}
-
-impl Default for Network {
-    fn default() -> Self {
-        Self { pools: vec!["10.244.0.0/16".parse().expect("a prefix")], mtu: Auto(None), node_cidrs: Vec::new() }
-    }
-}
-
 /// The network between nodes.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Underlay {
     /// Its interface, or `auto`: the one with `node.address`, else the one of the default route.
     pub interface: String,
-    /// How packets reach other nodes.
+    /// Which packets for other nodes' pods go through the tunnel, where a pool doesn't say.
+    pub encapsulation: Encapsulation,
+    /// How packets reach other nodes through the tunnel.
     pub backend: Backend,
 }
 
 impl Default for Underlay {
     fn default() -> Self {
-        Self { interface: "auto".into(), backend: Backend::Auto }
+        Self { interface: "auto".into(), encapsulation: Encapsulation::Always, backend: Backend::Auto }
     }
 }
 

@@ -7,16 +7,11 @@
 /// Keys of later versions, which a config written for one of them holds.
 const LATER_KEYS: &[&str] = &[
     "bgp",
-    "network.block_size",
-    "network.block_size_v6",
-    "network.ipam",
     "network.nat",
-    "network.nat_outgoing",
     "network.policy_dir",
     "network.service_cidrs",
     "network.services",
     "network.services_dir",
-    "network.strict_affinity",
     "store.ca",
     "store.cert",
     "store.endpoints",
@@ -25,11 +20,11 @@ const LATER_KEYS: &[&str] = &[
     "store.password_file",
     "store.prefix",
     "store.username",
-    "underlay.encapsulation",
     "underlay.transport",
 ];
 /// Values of later versions.
-const LATER_VALUES: &[(&str, &str)] = &[("store.kind", "etcd"), ("store.kind", "kubernetes")];
+const LATER_VALUES: &[(&str, &str)] =
+    &[("network.ipam", "podcidr"), ("store.kind", "etcd"), ("store.kind", "kubernetes")];
 
 /// The keys of a file, in order.
 #[derive(Debug)]
@@ -72,10 +67,10 @@ impl Outline {
         (line + 1, key.unwrap_or_default())
     }
 
-    /// The line, counted from 1, of a key, or of the table that would hold it.
+    /// The line, counted from 1, of a key, or of what is around it.
     pub fn line_of(&self, key: &str) -> Option<usize> {
         let line = |key: &str| self.keys.iter().find(|(_, other)| other == key).map(|(line, _)| line + 1);
-        line(key).or_else(|| key.rsplit_once('.').and_then(|(table, _)| line(table)))
+        line(key).or_else(|| key.rsplit_once(['.', '[']).and_then(|(around, _)| self.line_of(around)))
     }
 }
 

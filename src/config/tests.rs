@@ -36,12 +36,92 @@ fn a_full_file_is_read_and_host_bits_are_cut() {
         pods = ["10.244.1.9/24"]
     "#;
     let config = Config::parse(text, Path::new("t.toml")).unwrap();
-    assert_eq!(config.network.pools[0].to_string(), "10.244.0.0/16");
+    assert_eq!(config.network.pools[0].cidr.to_string(), "10.244.0.0/16");
     assert_eq!(config.network.node_cidrs[0].to_string(), "10.244.0.0/24");
     assert_eq!(config.peers[0].pods[0].to_string(), "10.244.1.0/24");
     assert_eq!(config.network.mtu, Auto(Some(1400)));
     assert_eq!(config.node.http(), None);
     assert_eq!(config.node.workers, Auto(Some(4)));
+}
+
+#[test]
+fn pools_are_ranges_or_tables() {
+    let text = r#"
+        [node]
+        labels = { zone = "a", "topology.kubernetes.io/region" = "" }
+        [network]
+        pools = [
+          "10.244.3.4/16",
+          { cidr = "10.9.0.0/24", block_size = 28, node_selector = "zone == \"a\"", disabled = true,
+            encapsulation = "never", nat_outgoing = false, reserved = ["10.9.0.1/28"] },
+          { cidr = "fd00::/126" },
+        ]
+        block_size = 25
+        block_size_v6 = 120
+        strict_affinity = true
+        max_blocks = 0
+        ipam = "static"
+        [underlay]
+        encapsulation = "cross-subnet"
+    "#;
+    let config = Config::parse(text, Path::new("t.toml")).unwrap();
+    let pools = &config.network.pools;
+    assert_eq!(pools[0], Pool::new("10.244.0.0/16".parse().unwrap()));
+    assert_eq!(pools[1].reserved, ["10.9.0.0/28".parse().unwrap()]);
+    let of = |pool: &Pool| (config.block_size(pool), config.encapsulation(pool), config.nat_outgoing(pool));
+    assert_eq!(of(&pools[0]), (25, Encapsulation::CrossSubnet, true));
+    assert_eq!(of(&pools[1]), (28, Encapsulation::Never, false));
+    assert_eq!(of(&pools[2]), (126, Encapsulation::Always, true), "a pool smaller than a block is one");
+    let tables = "[[network.pools]]\ncidr = \"10.1.0.0/16\"\n[[network.pools]]\ncidr = \"10.2.0.0/16\"\n";
+    assert_eq!(Config::parse(tables, Path::new("t.toml")).unwrap().network.pools.len(), 2);
+}
+
+#[test]
+fn what_is_wrong_with_a_pool_is_named() {
+    let keys = "`cidr`, `block_size`, `node_selector`, `disabled`, `encapsulation`, `nat_outgoing`, `reserved`";
+    for (text, message) in [
+        (
+            "[network]\npools = [\n{ cidr = \"10.0.0.0/8\", nat = 1 }]\n",
+            &*format!("t.toml:3: network.pools: unknown key `nat`, expected one of {keys}"),
+        ),
+        (
+            "[[network.pools]]\ncidr = \"10.0.0.0/8\"\nnat = 1\n",
+            &*format!("t.toml:3: network.pools[0].nat: unknown key `nat`, expected one of {keys}"),
+        ),
+        ("[network]\npools = [{ disabled = true }]\n", "t.toml:2: network.pools: missing field `cidr`"),
+        (
+            "[network]\npools = [7]\n",
+            "t.toml:2: network.pools: invalid type: integer `7`, expected a CIDR, or a table with one",
+        ),
+        (
+            "[[network.pools]]\ncidr = \"10.0.0.0/8\"\nblock_size = 19\n",
+            "t.toml:3: network.pools[0].block_size: 19 is not within 20 to 32",
+        ),
+        (
+            "[network]\npools = [{ cidr = \"fd00::/120\", block_size = 118 }]\n",
+            "t.toml:2: network.pools[0].block_size: a /118 is larger than the pool fd00::/120",
+        ),
+        (
+            "[network]\npools = [{ cidr = \"fd00::/48\", encapsulation = \"never\" }]\n",
+            "t.toml:2: network.pools[0].encapsulation: IPv6 always goes through the tunnel, as nodes have IPv4 \
+             addresses: \"always\"",
+        ),
+        (
+            "[network]\npools = [{ cidr = \"10.0.0.0/8\", reserved = [\"11.0.0.0/8\"] }]\n",
+            "t.toml:2: network.pools[0].reserved: 11.0.0.0/8 is not in the pool 10.0.0.0/8",
+        ),
+        ("[network]\nblock_size = 33\n", "t.toml:2: network.block_size: 33 is not within 20 to 32"),
+        ("[network]\nblock_size_v6 = 64\n", "t.toml:2: network.block_size_v6: 64 is not within 116 to 128"),
+        ("[network]\nipam = \"podcidr\"\n", "t.toml:2: network.ipam: \"podcidr\" is not in this version of tapir"),
+        (
+            "[underlay]\nencapsulation = \"ipip\"\n",
+            "t.toml:2: underlay.encapsulation: unknown variant `ipip`, expected one of `always`, `cross-subnet`, \
+             `never`",
+        ),
+        ("[node.labels]\na = \"b c\"\n", "t.toml:1: node.labels: \"b c\" can't be the value of the label a"),
+    ] {
+        assert_eq!(error(text), message);
+    }
 }
 
 #[test]
@@ -51,7 +131,7 @@ fn syntax_errors_name_file_line_and_key() {
         ("[node]\nname = 3\n", "t.toml:2: node.name: invalid type: integer `3`, expected a string"),
         (
             "[node]\n\nfoo = 3\n",
-            "t.toml:3: node.foo: unknown key `foo`, expected one of `name`, `address`, `socket`, `state_dir`, `http`, `workers`",
+            "t.toml:3: node.foo: unknown key `foo`, expected one of `name`, `address`, `socket`, `state_dir`, `http`, `workers`, `labels`",
         ),
         (
             "[nodes]\n",

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use ipnet::IpNet;
 
 use super::{Config, Peer};
+use crate::control::Encapsulation;
 
 /// The largest packet that fits into an IPv4 packet of the largest size.
 const MAX_MTU: u16 = u16::MAX - 20;
@@ -16,6 +18,13 @@ const MAX_WORKERS: u16 = tapir_cni::protocol::MAX_QUEUES as u16;
 const MIN_MTU: u16 = 576;
 /// The smallest MTU of an IPv6 link (RFC 8200 §5).
 const MIN_MTU_V6: u16 = 1280;
+/// A block's prefix lengths: at most 4,096 addresses, which one entry of the store can tell of.
+const BLOCK_SIZES_V4: RangeInclusive<u8> = 20..=32;
+const BLOCK_SIZES_V6: RangeInclusive<u8> = 116..=128;
+/// The longest value of a label (Kubernetes: labels and selectors).
+const MAX_LABEL: usize = 63;
+/// The longest key: a DNS name, a slash and a name as long as a value.
+const MAX_LABEL_KEY: usize = 253 + 1 + MAX_LABEL;
 /// `sun_path` holds this much and a final zero (`unix(7)`).
 const MAX_SOCKET_PATH: usize = 107;
 /// Ranges that no pod's address comes from.
@@ -28,7 +37,8 @@ type Problem = Option<(String, String)>;
 impl Config {
     pub(super) fn normalise(&mut self) {
         let network = &mut self.network;
-        for prefix in network.pools.iter_mut().chain(&mut network.node_cidrs) {
+        let of_pools = network.pools.iter_mut().flat_map(|pool| [&mut pool.cidr].into_iter().chain(&mut pool.reserved));
+        for prefix in of_pools.chain(&mut network.node_cidrs) {
             *prefix = prefix.trunc();
         }
         for prefix in self.peers.iter_mut().flat_map(|peer| &mut peer.pods) {
@@ -39,6 +49,7 @@ impl Config {
     pub(super) fn problem(&self) -> Problem {
         self.node_problem()
             .or_else(|| self.pools_problem())
+            .or_else(|| self.blocks_problem())
             .or_else(|| self.mtu_problem())
             .or_else(|| self.node_cidrs_problem())
             .or_else(|| self.peers_problem())
@@ -66,6 +77,9 @@ impl Config {
         if node.workers.0.is_some_and(|count| !(1..=MAX_WORKERS).contains(&count)) {
             return at("node.workers", format!("\"auto\", or 1 to {MAX_WORKERS}"));
         }
+        if let Some(message) = node.labels.iter().find_map(|(key, value)| label_problem(key, value)) {
+            return at("node.labels", message);
+        }
         if !node.http.is_empty() && node.http().is_none() {
             let message = format!("{:?} is not an address and port like 127.0.0.1:9477; \"\" turns it off", node.http);
             return at("node.http", message);
@@ -74,7 +88,7 @@ impl Config {
     }
 
     fn pools_problem(&self) -> Problem {
-        let pools = &self.network.pools;
+        let pools: Vec<&IpNet> = self.cidrs().collect();
         if pools.is_empty() {
             return at("network.pools", "at least one range is needed".into());
         }
@@ -94,9 +108,42 @@ impl Config {
         None
     }
 
+    fn blocks_problem(&self) -> Problem {
+        let network = &self.network;
+        let sizes = [
+            ("network.block_size", network.block_size, BLOCK_SIZES_V4),
+            ("network.block_size_v6", network.block_size_v6, BLOCK_SIZES_V6),
+        ];
+        for (key, size, sizes) in sizes {
+            if let Some(message) = size_problem(size, sizes) {
+                return at(key, message);
+            }
+        }
+        network.pools.iter().enumerate().find_map(|(index, pool)| {
+            let key = |key: &str| format!("network.pools[{index}].{key}");
+            let sizes = if pool.cidr.addr().is_ipv6() { BLOCK_SIZES_V6 } else { BLOCK_SIZES_V4 };
+            let size = pool.block_size.and_then(|size| {
+                let larger = || format!("a /{size} is larger than the pool {}", pool.cidr);
+                size_problem(size, sizes).or_else(|| (size < pool.cidr.prefix_len()).then(larger))
+            });
+            if let Some(message) = size {
+                return at(&key("block_size"), message);
+            }
+            if let Some(range) = pool.reserved.iter().find(|range| !pool.cidr.contains(*range)) {
+                return at(&key("reserved"), format!("{range} is not in the pool {}", pool.cidr));
+            }
+            let tunnelled = pool.encapsulation.is_none_or(|mode| mode == Encapsulation::Always);
+            if pool.cidr.addr().is_ipv6() && !tunnelled {
+                let message = "IPv6 always goes through the tunnel, as nodes have IPv4 addresses: \"always\"";
+                return at(&key("encapsulation"), message.into());
+            }
+            None
+        })
+    }
+
     fn mtu_problem(&self) -> Problem {
         let mtu = self.network.mtu.0?;
-        let ipv6 = self.network.pools.iter().find(|pool| matches!(pool, IpNet::V6(_)));
+        let ipv6 = self.cidrs().find(|pool| matches!(pool, IpNet::V6(_)));
         if !(MIN_MTU..=MAX_MTU).contains(&mtu) {
             at("network.mtu", format!("{mtu} is not within {MIN_MTU} to {MAX_MTU}"))
         } else if let Some(pool) = ipv6.filter(|_| mtu < MIN_MTU_V6) {
@@ -151,7 +198,7 @@ impl Config {
         if Some(address) == self.node.address {
             return Some(format!("{address} is this node's own address"));
         }
-        let pool = self.network.pools.iter().find(|pool| pool.contains(&address_net(address)));
+        let pool = self.cidrs().find(|pool| pool.contains(&address_net(address)));
         pool.map(|pool| format!("{address} is inside the pool {pool}: pods and nodes need separate ranges"))
             .or_else(|| underlay_problem(address))
     }
@@ -175,8 +222,17 @@ impl Config {
     }
 
     fn in_pools(&self, range: &IpNet) -> bool {
-        self.network.pools.iter().any(|pool| pool.contains(range))
+        self.cidrs().any(|pool| pool.contains(range))
     }
+
+    fn cidrs(&self) -> impl Iterator<Item = &IpNet> {
+        self.network.pools.iter().map(|pool| &pool.cidr)
+    }
+}
+
+fn size_problem(size: u8, sizes: RangeInclusive<u8>) -> Option<String> {
+    let (first, last) = (sizes.start(), sizes.end());
+    (!sizes.contains(&size)).then(|| format!("{size} is not within {first} to {last}"))
 }
 
 fn at(key: &str, message: String) -> Problem {
@@ -189,6 +245,18 @@ fn name_problem(name: &str) -> Option<String> {
     let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
     let valid = first && name.len() <= 253 && name.bytes().all(allowed);
     (!valid).then(|| format!("{name:?} is not a host name"))
+}
+
+/// What Kubernetes takes as a label, more or less: enough that selectors can name it.
+fn label_problem(key: &str, value: &str) -> Option<String> {
+    let plain = |text: &str, more: &[u8]| {
+        text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte) || more.contains(&byte))
+    };
+    if key.is_empty() || key.len() > MAX_LABEL_KEY || !plain(key, b"/") {
+        return Some(format!("{key:?} can't be the key of a label"));
+    }
+    let valid = value.len() <= MAX_LABEL && plain(value, b"");
+    (!valid).then(|| format!("{value:?} can't be the value of the label {key}"))
 }
 
 fn underlay_problem(address: Ipv4Addr) -> Option<String> {

@@ -6,15 +6,13 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
-
 use super::{Daemon, DaemonError};
-use crate::config::{Config, Place};
-use crate::control::{Encapsulation, Event, MIN_MTU_V6, OVERHEAD, Peer, Pool, Topology, Underlay, ipam};
+use crate::config::{self, Config, Place};
+use crate::control::{Event, MIN_MTU_V6, OVERHEAD, Peer, Pool, Topology, Underlay, ipam};
 
 /// What the config says about this node's own network.
 pub(super) fn topology(config: &Config) -> Topology {
-    let pool = |&cidr: &IpNet| Pool { cidr, encapsulation: Encapsulation::Always };
+    let pool = |pool: &config::Pool| Pool { cidr: pool.cidr, encapsulation: config.encapsulation(pool) };
     Topology {
         pools: config.network.pools.iter().map(pool).collect(),
         ranges: config.network.node_cidrs.clone(),
@@ -36,7 +34,9 @@ pub(super) fn peers(config: &Config) -> impl Iterator<Item = Peer> {
 /// What contradicts the underlay as it is: the key, and why.
 pub(super) fn contradiction(config: &Config, underlay: &Underlay) -> Option<(String, String)> {
     let Underlay { interface, address, mtu, .. } = underlay;
-    if let Some(pool) = config.network.pools.iter().find(|pool| pool.contains(&IpAddr::V4(*address))) {
+    if let Some(pool) =
+        config.network.pools.iter().map(|pool| pool.cidr).find(|pool| pool.contains(&IpAddr::V4(*address)))
+    {
         return Some(("network.pools".into(), format!("{pool} holds {address}, this node's address on {interface}")));
     }
     if let Some(index) = config.peers.iter().position(|peer| peer.address == *address) {
@@ -44,7 +44,7 @@ pub(super) fn contradiction(config: &Config, underlay: &Underlay) -> Option<(Str
         return Some((format!("peer[{index}].address"), message));
     }
     let room = mtu.saturating_sub(OVERHEAD);
-    let pool = config.network.pools.iter().find(|pool| pool.addr().is_ipv6());
+    let pool = config.network.pools.iter().map(|pool| pool.cidr).find(|pool| pool.addr().is_ipv6());
     let pool = pool.filter(|_| room < u32::from(MIN_MTU_V6))?;
     let message = format!("{pool} needs an MTU of {MIN_MTU_V6} in the tunnel, and {interface} has room for {room}");
     Some(("network.pools".into(), message))

@@ -204,7 +204,7 @@ fn recover(store: &Store, boot: &str, config: &Config, now: Duration) -> Result<
 fn rebuild(instance: &str, config: &Config) -> Recovered {
     let mut records: Vec<Record> = Vec::new();
     let mut ipam = Ipam::new(&config.network.node_cidrs);
-    let in_pool = |address: &IpAddr| config.network.pools.iter().any(|pool| pool.contains(address));
+    let in_pool = |address: &IpAddr| config.network.pools.iter().any(|pool| pool.cidr.contains(address));
     let elsewhere =
         |address: &IpAddr| config.peers.iter().any(|peer| peer.pods.iter().any(|range| range.contains(address)));
     for (port, found) in (PortId::FIRST_POD.0..).zip(pod::discover(instance)) {

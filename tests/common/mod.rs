@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use tapir::config::Config;
-use tapir::control::{self, Desired, Encapsulation, Endpoint, Event, Pool, Topology, Underlay, ipam, mac};
+use tapir::config::{self, Config};
+use tapir::control::{self, Desired, Endpoint, Event, Pool, Topology, Underlay, ipam, mac};
 use tapir::drop_reason::DropReason;
 use tapir::io::memory::{self, Far, Kind};
 use tapir::stats::{Counter, PortCounters, WorkerStats};
@@ -63,7 +63,7 @@ impl Node {
             pods: peer.pods.clone(),
             own: ipam::own_addresses(&peer.pods),
         });
-        let pool = |&cidr| Pool { cidr, encapsulation: Encapsulation::Always };
+        let pool = |pool: &config::Pool| Pool { cidr: pool.cidr, encapsulation: config.encapsulation(pool) };
         let topology = Topology {
             pools: config.network.pools.iter().map(pool).collect(),
             ranges: config.network.node_cidrs.clone(),

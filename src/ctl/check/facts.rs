@@ -144,7 +144,9 @@ impl Facts {
 
     /// The pod addresses of the cluster, by default where no configuration says.
     pub fn pools(&self) -> Vec<IpNet> {
-        self.config().map_or_else(|| Config::default().network.pools, |config| config.network.pools.clone())
+        let pools =
+            self.config().map_or_else(|| Config::default().network.pools, |config| config.network.pools.clone());
+        pools.into_iter().map(|pool| pool.cidr).collect()
     }
 }
 

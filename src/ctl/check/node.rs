@@ -87,7 +87,7 @@ pub fn config(path: &Path, config: &Result<Option<Config>, ConfigError>) -> Item
 /// IPv6 is on, if pods are to have it.
 pub fn ipv6(enabled: bool, config: Option<&Config>) -> Item {
     const NAME: &str = "ipv6";
-    let wanted = config.is_some_and(|config| config.network.pools.iter().any(|pool| matches!(pool, IpNet::V6(_))));
+    let wanted = config.is_some_and(|config| config.network.pools.iter().any(|pool| matches!(pool.cidr, IpNet::V6(_))));
     match (enabled, wanted) {
         (true, _) => Item::ok(NAME, "enabled"),
         (false, false) => Item::ok(NAME, "disabled, and no pool asks for it"),
@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn ipv6_matters_only_where_a_pool_has_it() {
         let mut with_v6 = Config::default();
-        with_v6.network.pools.push("fd00::/64".parse().expect("a prefix"));
+        with_v6.network.pools.push(crate::config::Pool::new("fd00::/64".parse().expect("a prefix")));
         assert_eq!(ipv6(true, None).result, Fine);
         assert_eq!(ipv6(false, Some(&Config::default())).result, Fine);
         assert_eq!(ipv6(false, Some(&with_v6)).result, Warn);
