@@ -28,6 +28,33 @@ pub struct Path {
     pub mtu: u16,
 }
 
+/// How packets travel to another node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Transport {
+    /// Bare: protocol 4 or 41 (RFC 2003, RFC 4213).
+    Ipip,
+    /// Inside UDP, for an underlay that lets only TCP and UDP through.
+    Udp,
+}
+
+impl Transport {
+    /// Bytes of outer headers.
+    pub const fn overhead(self) -> u16 {
+        match self {
+            Self::Ipip => 20,
+            Self::Udp => 28,
+        }
+    }
+
+    /// Its name, in the config and wherever it is shown.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ipip => "ipip",
+            Self::Udp => "udp",
+        }
+    }
+}
+
 /// The bytes prepended to a packet for its next hop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rewrite {

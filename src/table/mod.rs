@@ -11,7 +11,7 @@ mod trie;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-pub use adjacency::{Adjacency, Path, Rewrite};
+pub use adjacency::{Adjacency, Path, Rewrite, Transport};
 pub use fib::Fib;
 pub use port::{Mac, Port, PortId, PortKind};
 pub use publisher::Publisher;
