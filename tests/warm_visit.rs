@@ -132,7 +132,7 @@ fn tables() -> Tables {
     let many = (0..1_000_000).map(|i| (IpAddr::from(Ipv4Addr::from_bits(0x0b00_0000 + 2 * i)).into(), to_peer.clone()));
     Tables {
         fib: Fib::build(many.chain(few)),
-        ports: vec![port("tunnel", PortKind::Tunnel), None, port("pod", pod)],
+        ports: vec![port("tunnel", PortKind::Tunnel), None, port("tunnel-udp", PortKind::Tunnel), port("pod", pod)],
         peers: vec![Peer { address: PEER }],
         node: Some(NODE),
         router_v4: Some(Ipv4Addr::new(10, 1, 0, 254)),

@@ -26,8 +26,8 @@ use tapir::wire::virtio_net;
 /// Switch: make the checksums of the IPv4 headers right before the packet is looked at.
 const REPAIR: u8 = 1;
 
-const WEB: PortId = PortId(2);
-const DB: PortId = PortId(3);
+const WEB: PortId = PortId(3);
+const DB: PortId = PortId(4);
 const WEB_MAC: Mac = [2, 0, 0, 0, 0, 1];
 const DB_MAC: Mac = [2, 0, 0, 0, 0, 2];
 const WEB_ADDRESSES: [&str; 2] = ["10.244.0.5", "fd00::5"];
@@ -149,6 +149,7 @@ fn tables() -> Tables {
         ports: vec![
             infrastructure("tunnel", PortKind::Tunnel),
             infrastructure("tapir0", PortKind::Host),
+            infrastructure("tunnel-udp", PortKind::Tunnel),
             pod("web", WEB_MAC, WEB_ADDRESSES),
             pod("db", DB_MAC, ["10.244.0.6", "fd00::6"]),
         ],

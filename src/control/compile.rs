@@ -60,6 +60,12 @@ fn ports(desired: &Desired, pods: &BTreeMap<PortId, &Endpoint>) -> Vec<Option<Po
     let mut ports = vec![None; length];
     ports[PortId::TUNNEL.index()] =
         Some(Port { name: "tunnel".into(), kind: PortKind::Tunnel, mtu: desired.tunnel_mtu() });
+    let inside_udp = Transport::Udp.overhead() - Transport::Ipip.overhead();
+    ports[PortId::TUNNEL_UDP.index()] = Some(Port {
+        name: "tunnel-udp".into(),
+        kind: PortKind::Tunnel,
+        mtu: desired.tunnel_mtu().saturating_sub(inside_udp),
+    });
     ports[PortId::HOST.index()] = Some(Port { name: "host".into(), kind: PortKind::Host, mtu: desired.pod_mtu() });
     for (port, endpoint) in pods {
         let kind = PortKind::Pod { mac: endpoint.mac, addresses: endpoint.addresses.clone() };

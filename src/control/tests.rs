@@ -45,7 +45,7 @@ fn endpoint(number: u8) -> Endpoint {
     Endpoint {
         id: AttachmentId { container_id: format!("container-{number}"), interface: "eth0".into() },
         pod: PodRef { namespace: "default".into(), name: format!("pod-{number}"), uid: String::new() },
-        port: PortId(u32::from(number) + 2),
+        port: PortId(u32::from(number) + 3),
         mac: [2, 0, 0, 0, 0, number],
         addresses: vec![[10, 244, 0, number + 2].into(), format!("fd00:0:0:1::{:x}", number + 2).parse().unwrap()],
         mtu: 1480,
@@ -70,7 +70,7 @@ fn everything_has_its_adjacency() {
     let host = Adjacency::Forward(Path { port: PortId::HOST, rewrite: Rewrite::None, mtu: 1480 });
     let pod = |ipv6| {
         let rewrite = Rewrite::ethernet([2, 0, 0, 0, 0, 7], ipv6);
-        Adjacency::Forward(Path { port: PortId(9), rewrite, mtu: 1480 })
+        Adjacency::Forward(Path { port: PortId(10), rewrite, mtu: 1480 })
     };
     for (address, adjacency) in [
         ("169.254.1.1", Adjacency::Gateway),
@@ -94,11 +94,12 @@ fn everything_has_its_adjacency() {
     assert_eq!(tables.router_v6, Some("fd00:0:0:1::1".parse().unwrap()));
     assert_eq!(tables.node, Some(Ipv4Addr::new(172, 31, 0, 1)));
     assert!(tables.is_peer(Ipv4Addr::new(172, 31, 0, 2)));
-    assert_eq!(tables.ports.len(), 10);
-    assert!(tables.port(PortId(5)).is_none());
+    assert_eq!(tables.ports.len(), 11);
+    assert!(tables.port(PortId(6)).is_none());
     assert_eq!(tables.port(PortId::TUNNEL).unwrap().kind, PortKind::Tunnel);
+    assert_eq!(tables.port(PortId::TUNNEL_UDP).unwrap().kind, PortKind::Tunnel);
     assert_eq!(tables.port(PortId::HOST).unwrap().kind, PortKind::Host);
-    let port = tables.port(PortId(9)).unwrap();
+    let port = tables.port(PortId(10)).unwrap();
     assert_eq!(port.name, "default/pod-7");
     assert_eq!(port.kind, PortKind::Pod { mac: [2, 0, 0, 0, 0, 7], addresses: endpoint(7).addresses });
 }

@@ -72,6 +72,6 @@ pub fn originate(packet: &mut Packet, tables: &Tables) -> Result<Verdict, DropRe
     let Adjacency::Forward(path) = tables.lookup(header.destination) else {
         return Err(DropReason::UndeliverableError);
     };
-    rewrite::encapsulate(packet, &header, path);
+    rewrite::encapsulate(packet, &header, &path.rewrite);
     Ok(Verdict::Send(path.port))
 }

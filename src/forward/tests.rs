@@ -12,8 +12,8 @@ use super::*;
 use crate::packet::{Gso, Offload, PartialChecksum};
 use crate::table::{Adjacency, Fib, GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, Mac, Path, Peer, Port, PortKind, Rewrite};
 
-const WEB: PortId = PortId(2);
-const DB: PortId = PortId(3);
+const WEB: PortId = PortId(3);
+const DB: PortId = PortId(4);
 const WEB_MAC: Mac = [2, 0, 0, 0, 0, 1];
 const DB_MAC: Mac = [2, 0, 0, 0, 0, 2];
 const NODE: [u8; 4] = [172, 31, 0, 1];
@@ -51,6 +51,7 @@ fn tables() -> Tables {
         ports: vec![
             Some(Port { name: "tunnel".into(), kind: PortKind::Tunnel, mtu: 1480 }),
             Some(Port { name: "tapir0".into(), kind: PortKind::Host, mtu: 1480 }),
+            Some(Port { name: "tunnel-udp".into(), kind: PortKind::Tunnel, mtu: 1472 }),
             pod("web", WEB_MAC, ["10.244.0.5", "fd00::5"]),
             pod("db", DB_MAC, ["10.244.0.6", "fd00::6"]),
         ],

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use crate::sys::filter::Instruction;
+use crate::wire::outer;
 
 /// Which flows a queue takes when several workers have one each: those whose hash modulo `of` is `index`. Both
 /// directions of a flow have the same hash.
@@ -137,15 +138,32 @@ pub(super) fn tunnelled(node: Ipv4Addr) -> Vec<Instruction> {
 }
 
 /// Keeps a share of tunnelled packets, from the outer header on.
-///
-/// The hash is made of the inner addresses and, of TCP and UDP that is no fragment, of the ports: their sum, which does not mind
-/// the direction, times 2³² divided by the golden ratio, of which the upper half is well mixed. What is cut short goes
-/// to the first.
 pub(super) fn share(share: Share) -> Vec<Instruction> {
     let for_first = if share.index == 0 { Keep } else { Drop };
     let mut lines =
         vec![header_length_to_x(0), LENGTH, at_least_x(On, for_first), SUBTRACT_X, at_least(20, On, for_first)];
     lines.extend([byte(9), equal(41, Version6, On)]);
+    keep_share(share, lines)
+}
+
+/// Keeps a share of the UDP datagrams for our port, from the outer header on.
+pub(super) fn inside_udp(share: Share) -> Vec<Instruction> {
+    let for_first = if share.index == 0 { Keep } else { Drop };
+    let mut lines = vec![header_length_to_x(0), half_at_x(2), equal(outer::PORT.into(), On, Drop)];
+    lines.extend([A_FROM_X, add(8), X_FROM_A]);
+    lines.extend([LENGTH, at_least_x(On, for_first), SUBTRACT_X, at_least(20, On, for_first)]);
+    lines.extend([byte_at_x(0), and(0xf0), equal(0x60, Version6, On)]);
+    keep_share(share, lines)
+}
+
+/// Goes on after lines that have found out where the inner packet starts (X), that it is not cut shorter than 20 bytes, and
+/// which version it is.
+///
+/// The hash is made of the inner addresses and, of TCP and UDP that is no fragment, of the ports: their sum, which does not mind
+/// the direction, times 2³² divided by the golden ratio, of which the upper half is well mixed. What is cut short goes
+/// to the first.
+fn keep_share(share: Share, mut lines: Vec<Line>) -> Vec<Instruction> {
+    let for_first = if share.index == 0 { Keep } else { Drop };
     lines.extend([12, 16].into_iter().flat_map(|at| add_to_sum(word_at_x(at))));
     lines.extend([half_at_x(6), any_bit(0x3fff, Mix, On)]);
     lines.extend([byte_at_x(9), equal(6, Ports4, On), equal(17, Ports4, Mix)]);

@@ -1,7 +1,7 @@
 //! What this node must remember by itself, in a folder of its own: whom it gave which address.
 //!
 //! ```text
-//!  state.json    the State: {"version":1,"checksum":"…","state":{…}}
+//!  state.json    the State: {"version":2,"checksum":"…","state":{…}}
 //!  instance      who this daemon is, for as long as the folder lives: the mark on its pods' interfaces
 //!  lock          held (flock) by the daemon that uses the folder
 //! ```
@@ -24,7 +24,9 @@ use serde_json::value::RawValue;
 use super::State;
 
 /// The format's version.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// The version before: of its ports the first of a pod is one less.
+const VERSION_BEFORE: u32 = 1;
 /// More than this is no state of ours, in bytes.
 const MAX_SIZE: u64 = 64 << 20;
 /// Length of an instance's name.
@@ -252,14 +254,17 @@ fn decode(bytes: &[u8]) -> Result<State, Damage> {
         return Err(Damage::TooLarge);
     }
     let stamp: Stamp = serde_json::from_slice(bytes)?;
-    if stamp.version != VERSION {
+    if !matches!(stamp.version, VERSION | VERSION_BEFORE) {
         return Err(Damage::Version(stamp.version));
     }
     let envelope: Envelope = serde_json::from_slice(bytes)?;
     if envelope.checksum != checksum(envelope.state.get().as_bytes()) {
         return Err(Damage::Checksum);
     }
-    let state: State = serde_json::from_str(envelope.state.get())?;
+    let mut state: State = serde_json::from_str(envelope.state.get())?;
+    if stamp.version == VERSION_BEFORE {
+        state.attachments.iter_mut().for_each(|record| record.port = record.port.saturating_add(1));
+    }
     if state.is_consistent() { Ok(state) } else { Err(Damage::Contradiction) }
 }
 
@@ -285,7 +290,7 @@ mod tests {
             network: "tapir".into(),
             pod: PodRef { namespace: "default".into(), name: "p".into(), uid: String::new() },
             netns: Namespace { path: "/run/netns/c".into(), device: 4, inode: 4_026_532_000 },
-            port: u32::from(number) + 2,
+            port: u32::from(number) + 3,
             addresses: vec![[10, 244, 0, number].into(), "fd00::2".parse().unwrap()],
             mac: [2, 0x74, 10, 244, 0, number],
             mtu: 1480,
@@ -351,7 +356,7 @@ mod tests {
         let store = Store::open(folder.path()).unwrap();
         for (index, (content, reason)) in [
             (&b""[..], "EOF while parsing a value at line 1 column 0"),
-            (b"{\"version\":2,\"new\":1}", "it is of version 2, and this tapird writes version 1"),
+            (b"{\"version\":3,\"new\":1}", "it is of version 3, and this tapird writes version 2"),
         ]
         .into_iter()
         .enumerate()
@@ -367,6 +372,20 @@ mod tests {
         }
     }
 
+    /// A file as the version before wrote it, byte for byte.
+    #[test]
+    fn ports_of_the_version_before_are_shifted() {
+        let mut written = state();
+        written.attachments[0].port = 2;
+        let state = serde_json::to_string(&written).unwrap();
+        let sum = checksum(state.as_bytes());
+        let file = format!("{{\"version\":1,\"checksum\":\"{sum}\",\"state\":{state}}}\n");
+        written.attachments[0].port = 3;
+        assert_eq!(decode(file.as_bytes()).unwrap(), written);
+        let below = file.replace("\"port\":2", "\"port\":1");
+        assert!(matches!(decode(below.as_bytes()), Err(Damage::Checksum)));
+    }
+
     #[test]
     fn a_contradiction_is_damage() {
         let twice = |change: fn(&mut Record)| {
@@ -378,8 +397,8 @@ mod tests {
         assert!(twice(|_| {}));
         assert!(!twice(|other| other.id.container_id = "c7".into()));
         assert!(!twice(|other| other.addresses = vec![[10, 244, 0, 7].into()]));
-        assert!(!twice(|other| other.port = 9));
-        assert!(!twice(|other| other.port = 1));
+        assert!(!twice(|other| other.port = 10));
+        assert!(!twice(|other| other.port = 2));
         assert!(!twice(|other| other.port = u32::MAX));
     }
 

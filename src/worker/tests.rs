@@ -17,10 +17,10 @@ use crate::stats::PortCounters;
 use crate::table::{Adjacency, Fib, GATEWAY_MAC, Mac, Path, Peer, Port, PortKind, Rewrite, Tables};
 use crate::wire::checksum;
 
-const A: PortId = PortId(2);
-const B: PortId = PortId(3);
+const A: PortId = PortId(3);
+const B: PortId = PortId(4);
 /// In the tables, but without a queue.
-const C: PortId = PortId(4);
+const C: PortId = PortId(5);
 const A_IP: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
 const B_IP: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
 const C_IP: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 3);
@@ -47,6 +47,7 @@ fn tables() -> Tables {
     let ports = vec![
         Some(device("tunnel", PortKind::Tunnel)),
         Some(device("tapir0", PortKind::Host)),
+        Some(device("tunnel-udp", PortKind::Tunnel)),
         Some(pod(A, A_IP)),
         Some(pod(B, B_IP)),
         Some(pod(C, C_IP)),
@@ -154,8 +155,8 @@ impl Node {
         let notify = move |event| sender.send(event).expect("the test listens");
         let mut forwarder = Forwarder::new(publisher, stats.clone(), notify);
         let mut ports = Vec::new();
-        for id in [PortId::TUNNEL, PortId::HOST, A, B] {
-            let kind = if id == PortId::TUNNEL { Kind::Tunnel { mtu: MTU.into() } } else { Kind::Whole };
+        for id in [PortId::TUNNEL, PortId::HOST, PortId::TUNNEL_UDP, A, B] {
+            let kind = if id.is_tunnel() { Kind::Tunnel { mtu: MTU.into() } } else { Kind::Whole };
             let (queue, far) = pair(kind).expect("descriptors");
             let counters = Arc::new(PortCounters::default());
             forwarder.add(id, vec![Box::new(queue)], counters.clone());

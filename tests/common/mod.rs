@@ -39,7 +39,7 @@ pub struct Node {
     pub forwarder: Forwarder,
     /// What it counts.
     pub stats: Arc<WorkerStats>,
-    /// The tunnel, the host, then the pods.
+    /// The tunnel, the host, the tunnel inside UDP, then the pods.
     pub ports: Vec<Port>,
     desired: Desired,
     publisher: Publisher,
@@ -78,9 +78,11 @@ impl Node {
         let stats = Arc::new(WorkerStats::default());
         let forwarder = Forwarder::new(publisher.clone(), stats.clone(), |_| {});
         let mut node = Self { forwarder, stats, ports: Vec::new(), desired, publisher };
-        let mtu = node.desired.tunnel_mtu().into();
+        let mtu = usize::from(node.desired.tunnel_mtu());
         node.add_port(PortId::TUNNEL, "tunnel".into(), Kind::Tunnel { mtu });
         node.add_port(PortId::HOST, "host".into(), Kind::Whole);
+        let mtu = mtu - 8;
+        node.add_port(PortId::TUNNEL_UDP, "tunnel-udp".into(), Kind::Tunnel { mtu });
         node.publish();
         node
     }

@@ -59,8 +59,8 @@ impl Node {
         let workers = Workers::spawn(1, &publisher, || |_| {}).expect("a thread");
         let mut tables = Tables { router_v4: Some(Ipv4Addr::new(10, 1, 0, 254)), ..Tables::default() };
         let mut node = Self { workers, counters: Vec::new(), publisher, routes: Vec::new() };
-        tables.ports = vec![None, None];
-        node.counters.resize_with(2, PortStats::default);
+        tables.ports = vec![None; PortId::FIRST_POD.index()];
+        node.counters.resize_with(tables.ports.len(), PortStats::default);
         if let Some((tunnel, address)) = tunnel {
             node.workers.add_port(PortId::TUNNEL, vec![tunnel], &mut node.counters[0]).expect("added");
             tables.node = Some(address);
