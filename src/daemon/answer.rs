@@ -63,6 +63,7 @@ impl Daemon {
         self.history.take(self.workers.stats(), |port| match port {
             PortId::TUNNEL => "tunnel".into(),
             PortId::HOST => "host".into(),
+            PortId::TUNNEL_UDP => "tunnel-udp".into(),
             port => {
                 let pod = attachments.values().find(|attachment| attachment.record.port == port.0);
                 pod.map_or_else(|| format!("port {port}, gone"), |attachment| attachment.endpoint().name())
@@ -83,12 +84,13 @@ impl Daemon {
         let now = clock::now();
         let problems = self.all_problems();
         let states: Vec<State> = self.states().collect();
+        let udp = self.links.tunnel_udp || !self.config.underlay.transport.uses_udp();
         let count = |wanted| states.iter().filter(|state| **state == wanted).count();
         Status {
             node: self.config.node.name.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             uptime_s: now.saturating_sub(self.started).as_secs(),
-            ready: problems.is_empty() && self.links.host && self.links.tunnel,
+            ready: problems.is_empty() && self.links.host && self.links.tunnel && udp,
             problems,
             tunnel: Tunnel {
                 backend: self.links.backend.kind.name().into(),
@@ -148,6 +150,9 @@ impl Daemon {
             named("tunnel").counted(&self.links.tunnel_counters),
             named("host").counted(&self.links.host_counters),
         ];
+        if self.config.underlay.transport.uses_udp() {
+            ports.push(named("tunnel-udp").counted(&self.links.tunnel_udp_counters));
+        }
         ports.extend(self.attachments.values().map(|attachment| {
             let record = &attachment.record;
             let port = Port {

@@ -8,13 +8,13 @@ use ipnet::IpNet;
 use tokio::task::JoinError;
 
 use super::attachment::{Attachment, Outcome, Stage, tap};
-use super::{Daemon, PortError, notify};
+use super::{Daemon, PortError, Report, notify};
 use crate::api::liveness;
 use crate::control::{Event, MIN_MTU_V6, Namespace, Underlay};
 use crate::host::{HostError, clock, netns, pod, tapir0, underlay};
-use crate::io::TunnelError;
+use crate::io::{TunnelError, tunnel_udp};
 use crate::sys::tap::Layer;
-use crate::table::PortId;
+use crate::table::{PortId, Transport};
 
 /// How often the paths of namespaces are looked at. One that is gone is let go within this and the work it takes.
 const WATCH: Duration = Duration::from_secs(2);
@@ -172,6 +172,9 @@ impl Daemon {
         if !self.links.tunnel {
             self.reopen_tunnel();
         }
+        if !self.links.tunnel_udp {
+            self.reopen_tunnel_udp();
+        }
     }
 
     /// Takes the underlay as it is. The tunnel's sockets know its MTU and number, and are opened again when one changes.
@@ -185,8 +188,9 @@ impl Daemon {
         }
         let (before, after) = (before.1, after.1);
         tracing::info!(interface, before, after, "the underlay changed; opening the tunnel again");
-        match self.workers.remove_port(PortId::TUNNEL) {
-            Ok(()) => self.links.tunnel = false,
+        let closed = [PortId::TUNNEL, PortId::TUNNEL_UDP].map(|port| self.workers.remove_port(port));
+        match closed.into_iter().fold(Ok(()), Result::and) {
+            Ok(()) => (self.links.tunnel, self.links.tunnel_udp) = (false, false),
             Err(error) => tracing::error!(%error, "can't take the tunnel from the workers"),
         }
     }
@@ -230,6 +234,26 @@ impl Daemon {
     fn reopen_tunnel(&mut self) {
         let problem = self.open_tunnel().err().map(|error| format!("the tunnel can't be opened: {error}"));
         self.note("tunnel", problem.into_iter().collect());
+    }
+
+    /// Gives the workers the tunnel inside UDP, where the config has it used.
+    pub(super) fn open_tunnel_udp(&mut self) -> Result<(), PortError> {
+        if !self.config.underlay.transport.uses_udp() {
+            return Ok(());
+        }
+        let inside_udp = Transport::Udp.overhead() - Transport::Ipip.overhead();
+        let mtu = self.desired.tunnel_mtu().saturating_sub(inside_udp);
+        let queues = tunnel_udp::open(self.desired.underlay().address, mtu, self.workers.count())?;
+        let queues = queues.into_iter().map(|queue| Box::new(queue) as _).collect();
+        self.workers.add_port(PortId::TUNNEL_UDP, queues, &mut self.links.tunnel_udp_counters)?;
+        self.links.tunnel_udp = true;
+        Ok(())
+    }
+
+    fn reopen_tunnel_udp(&mut self) {
+        let opened = self.open_tunnel_udp();
+        let problem = opened.err().map(|error| format!("the tunnel inside UDP can't be opened: {error}"));
+        self.note("tunnel-udp", problem.into_iter().collect());
     }
 
     fn retry(&mut self) {
@@ -279,6 +303,11 @@ impl Daemon {
                 self.links.tunnel = false;
                 self.reopen_tunnel();
             }
+            PortId::TUNNEL_UDP => {
+                tracing::error!(%error, "the sockets of the tunnel inside UDP failed; opening them again");
+                self.links.tunnel_udp = false;
+                self.reopen_tunnel_udp();
+            }
             port => {
                 let attachment = self.attachments.values_mut().find(|attachment| attachment.record.port == port.0);
                 // One that is being removed fails too.
@@ -294,8 +323,16 @@ impl Daemon {
         }
     }
 
+    /// Takes in what a worker tells.
+    pub(super) fn take_in(&mut self, report: Report) {
+        match report {
+            Report::Error(error) => self.heed(&error),
+            Report::Probe(probe) => tracing::trace!(?probe, "a probe"),
+        }
+    }
+
     /// The underlay said something about a packet of the tunnel.
-    pub(super) fn heed(&mut self, error: &TunnelError) {
+    fn heed(&mut self, error: &TunnelError) {
         let now = clock::now();
         if (error.kind, error.code) == TOO_BIG {
             let before = self.desired.peer_mtu(error.peer);

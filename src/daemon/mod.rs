@@ -57,7 +57,7 @@ use crate::io::TunnelError;
 use crate::stats::PortStats;
 use crate::store::local::{Store, StoreError};
 use crate::table::{PortId, Publisher};
-use crate::worker::{WorkerError, Workers};
+use crate::worker::{ProbeEvent, WorkerError, Workers};
 use attachment::{Attachment, Outcome, Waiting};
 use backend::Backend;
 use dispatch::Done;
@@ -197,9 +197,12 @@ struct Links {
     host: bool,
     /// The tunnel is open.
     tunnel: bool,
+    /// The tunnel inside UDP is open; not where the config has it not used.
+    tunnel_udp: bool,
     backend: Backend,
     host_counters: PortStats,
     tunnel_counters: PortStats,
+    tunnel_udp_counters: PortStats,
 }
 
 /// What is done once the state is on disk.
@@ -215,7 +218,7 @@ struct Inputs {
     server: Server,
     http: Option<tokio::net::TcpListener>,
     failures: mpsc::UnboundedReceiver<Failure>,
-    errors: mpsc::Receiver<TunnelError>,
+    reports: mpsc::Receiver<Report>,
     signals: Signals,
 }
 
@@ -226,6 +229,15 @@ enum Failure {
     Port { id: PortId, generation: u64, error: io::Error },
     /// It has ended.
     Worker,
+}
+
+/// What a worker tells, as far as there is time to listen.
+#[derive(Debug)]
+enum Report {
+    /// The underlay said something about a packet of the tunnel.
+    Error(TunnelError),
+    /// A probe came by the tunnel.
+    Probe(ProbeEvent),
 }
 
 struct Signals {
@@ -246,7 +258,7 @@ impl Signals {
 
 impl Daemon {
     async fn run(mut self, inputs: Inputs) -> Result<(), DaemonError> {
-        let Inputs { server, http: listener, mut failures, mut errors, mut signals } = inputs;
+        let Inputs { server, http: listener, mut failures, mut reports, mut signals } = inputs;
         let (to, mut messages) = mpsc::channel(BACKLOG);
         let server = tokio::spawn(async move { server.serve(to).await });
         let (to, mut queries) = mpsc::channel(BACKLOG);
@@ -273,7 +285,7 @@ impl Daemon {
                     Some(Failure::Port { id, generation, error }) => self.port_failed(id, generation, &error),
                     Some(Failure::Worker) | None => break Err(DaemonError::Worker),
                 },
-                Some(error) = errors.recv() => self.heed(&error),
+                Some(report) = reports.recv() => self.take_in(report),
                 Some(query) = queries.recv() => self.inform(query),
                 () = self.prober.answered() => {}
                 _ = ticks.tick() => self.tick(),

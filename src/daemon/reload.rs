@@ -62,6 +62,7 @@ fn fixed(old: &Config, new: &Config, underlay: &Underlay) -> Vec<&'static str> {
         ("node.workers", old.node.workers != new.node.workers),
         ("underlay.interface", old.underlay.interface != new.underlay.interface),
         ("underlay.backend", old.underlay.backend != new.underlay.backend),
+        ("underlay.transport", old.underlay.transport != new.underlay.transport),
         ("store.kind", old.store.kind != new.store.kind),
     ];
     differences.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
@@ -173,7 +174,7 @@ mod tests {
         assert!(fixed(&old, &config("address = \"172.31.0.1\"\n"), &underlay(1500)).is_empty());
         let new = config(
             "address = \"172.31.0.9\"\nhttp = \"\"\nworkers = 2\nsocket = \"/x\"\nstate_dir = \"/y\"\n\
-             [underlay]\ninterface = \"e\"\nbackend = \"raw\"\n",
+             [underlay]\ninterface = \"e\"\nbackend = \"raw\"\ntransport = \"auto\"\n",
         );
         assert_eq!(
             fixed(&old, &new, &underlay(1500)),
@@ -184,7 +185,8 @@ mod tests {
                 "node.http",
                 "node.workers",
                 "underlay.interface",
-                "underlay.backend"
+                "underlay.backend",
+                "underlay.transport"
             ]
         );
     }

@@ -21,14 +21,13 @@ use super::attachment::{Attachment, Stage, interface};
 use super::dispatch::Done;
 use super::prober::Prober;
 use super::verbs::MAX_WANTED;
-use super::{BACKLOG, Backend, Daemon, DaemonError, Failure, Inputs, Links, Signals, del_queue, reload};
+use super::{BACKLOG, Backend, Daemon, DaemonError, Failure, Inputs, Links, Report, Signals, del_queue, reload};
 use crate::api::drops::History;
 use crate::cni::{Server, ServerError};
 use crate::config::{Config, Place};
 use crate::control::ipam::{Freed, Ipam};
 use crate::control::{Desired, Event};
 use crate::host::{HostError, clock, netns, pod, tapir0, underlay};
-use crate::io::TunnelError;
 use crate::stats::PortStats;
 use crate::store::local::{Found, Store, StoreError};
 use crate::store::{Phase, Record};
@@ -72,7 +71,7 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
 
     let publisher = Publisher::default();
     let (failed, failures) = mpsc::unbounded_channel();
-    let (reported, errors) = mpsc::channel(BACKLOG);
+    let (reported, reports) = mpsc::channel(BACKLOG);
     let workers = Workers::spawn(count, &publisher, || {
         let teller = Teller { failed: failed.clone(), reported: reported.clone() };
         move |event| teller.tell(event)
@@ -95,9 +94,11 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
         links: Links {
             host: false,
             tunnel: false,
+            tunnel_udp: false,
             backend: Backend::default(),
             host_counters: PortStats::default(),
             tunnel_counters: PortStats::default(),
+            tunnel_udp_counters: PortStats::default(),
         },
         prober: Prober::default(),
         history: History::default(),
@@ -120,7 +121,7 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
     let took = clock::now().saturating_sub(started);
     let endpoints = daemon.attachments.len();
     tracing::info!(endpoints, ?took, socket = %daemon.config.node.socket.display(), "ready");
-    Ok((daemon, Inputs { server, http, failures, errors, signals }))
+    Ok((daemon, Inputs { server, http, failures, reports, signals }))
 }
 
 /// Half of the cores: the other half has the pods to run (`docs/decisions/008-workers.md`).
@@ -150,10 +151,10 @@ fn unheld() -> Result<(), DaemonError> {
     if tapir0::is_held()? { Err(DaemonError::Held) } else { Ok(()) }
 }
 
-/// What a worker tells by, without waiting: of the underlay's errors some may be lost.
+/// What a worker tells by, without waiting: of the underlay's errors and of probes some may be lost.
 struct Teller {
     failed: mpsc::UnboundedSender<Failure>,
-    reported: mpsc::Sender<TunnelError>,
+    reported: mpsc::Sender<Report>,
 }
 
 impl Teller {
@@ -162,7 +163,8 @@ impl Teller {
             WorkerEvent::PortFailed { id, generation, error } => {
                 drop(self.failed.send(Failure::Port { id, generation, error }));
             }
-            WorkerEvent::TunnelError(error) => drop(self.reported.try_send(error)),
+            WorkerEvent::TunnelError(error) => drop(self.reported.try_send(Report::Error(error))),
+            WorkerEvent::Probe(probe) => drop(self.reported.try_send(Report::Probe(probe))),
         }
     }
 }
@@ -359,6 +361,7 @@ impl Daemon {
             place: Place::find(&self.path, "underlay.backend"),
             message: format!("{message}; \"auto\" takes the one that works"),
         })?;
-        self.open_tunnel().map_err(|source| DaemonError::Port { port: "the tunnel", source })
+        self.open_tunnel().map_err(|source| DaemonError::Port { port: "the tunnel", source })?;
+        self.open_tunnel_udp().map_err(|source| DaemonError::Port { port: "the tunnel inside UDP", source })
     }
 }
