@@ -139,6 +139,17 @@ pub enum Transport {
 }
 
 impl Transport {
+    /// As in the file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ipip => "ipip",
+            Self::Udp => "udp",
+            Self::Auto => "auto",
+        }
+    }
+}
+
+impl Transport {
     /// Whether any travel in UDP.
     pub const fn uses_udp(self) -> bool {
         matches!(self, Self::Udp | Self::Auto)

@@ -12,9 +12,7 @@ use crate::api::http::Query;
 use crate::api::liveness::State;
 use crate::api::metrics::{Port, Snapshot};
 use crate::api::routes::Routes;
-use crate::api::types::{
-    Assignment, Block, Drops, Endpoint, Ipam, Peer, PeerCount, Pool, Route, Status, Store, Tunnel,
-};
+use crate::api::types::{Assignment, Block, Drops, Endpoint, Ipam, Peer, PeerCount, Pool, Route, Status, Tunnel};
 use crate::config::StoreKind;
 use crate::control::{ipam, mac};
 use crate::host::clock;
@@ -99,14 +97,15 @@ impl Daemon {
                 mtu: self.desired.tunnel_mtu(),
             },
             workers: self.workers.count() as u32,
-            store: Store {
-                kind: "embedded".into(),
-                age_s: now.saturating_sub(self.saved).as_secs(),
-                reachable: !self.problems.contains_key("store"),
-            },
+            store: self.store_status(now),
             peers: PeerCount { up: count(State::Up), down: count(State::Down) },
             endpoints: self.attachments.len(),
         }
+    }
+
+    /// Whether a peer answers through the tunnel.
+    pub(super) fn is_up(&self, peer: std::net::Ipv4Addr) -> bool {
+        self.prober.liveness(peer).is_some_and(|liveness| liveness.state() == State::Up)
     }
 
     fn states(&self) -> impl Iterator<Item = State> {

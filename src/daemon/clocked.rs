@@ -53,6 +53,7 @@ impl Daemon {
         self.take_drops();
         self.publisher.reclaim();
         self.replay_queue();
+        self.tend_cluster(now);
         if !self.clocked.watching && is_due(&mut self.clocked.watch, WATCH, now) {
             self.watch();
         }
@@ -81,6 +82,8 @@ impl Daemon {
             }
             Outcome::Removed { id, result } => self.removed(&id, result),
             Outcome::Reattached { id, result } => self.reattached(&id, result),
+            Outcome::Read { what, result } => self.was_read(&what, result),
+            Outcome::Kept { revision, result } => self.kept(revision, result),
             Outcome::Watched { gone } => {
                 self.clocked.watching = false;
                 for id in gone {
@@ -259,7 +262,7 @@ impl Daemon {
     fn retry(&mut self) {
         let instance = self.store.instance().to_owned();
         let queues = self.workers.queues();
-        for (id, attachment) in &mut self.attachments {
+        for (id, attachment) in self.attachments.iter_mut().filter(|(_, attachment)| !attachment.lost) {
             let interface = attachment.interface(&instance);
             let Stage::Detached { trying: trying @ false, .. } = &mut attachment.stage else { continue };
             *trying = true;

@@ -27,8 +27,11 @@ mod answer;
 mod attachment;
 mod backend;
 mod clocked;
+mod cluster;
 mod del_queue;
 mod dispatch;
+mod embedded;
+mod parked;
 mod prober;
 mod reload;
 mod start;
@@ -56,10 +59,12 @@ use crate::host::{HostError, clock};
 use crate::io::TunnelError;
 use crate::stats::PortStats;
 use crate::store::local::{Store, StoreError};
+use crate::store::session::Update;
 use crate::table::{PortId, Publisher};
 use crate::worker::{ProbeEvent, WorkerError, Workers};
 use attachment::{Attachment, Outcome, Waiting};
 use backend::Backend;
+use cluster::Cluster;
 use dispatch::Done;
 use prober::Prober;
 
@@ -189,6 +194,7 @@ struct Daemon {
     deferred: Vec<Deferred>,
     /// What waits for attachments to be gone.
     waiting: Vec<Waiting>,
+    cluster: Cluster,
 }
 
 /// The ports that are not pods'.
@@ -217,6 +223,7 @@ struct Deferred {
 struct Inputs {
     server: Server,
     http: Option<tokio::net::TcpListener>,
+    updates: mpsc::Receiver<Update>,
     failures: mpsc::UnboundedReceiver<Failure>,
     reports: mpsc::Receiver<Report>,
     signals: Signals,
@@ -258,7 +265,7 @@ impl Signals {
 
 impl Daemon {
     async fn run(mut self, inputs: Inputs) -> Result<(), DaemonError> {
-        let Inputs { server, http: listener, mut failures, mut reports, mut signals } = inputs;
+        let Inputs { server, http: listener, mut updates, mut failures, mut reports, mut signals } = inputs;
         let (to, mut messages) = mpsc::channel(BACKLOG);
         let server = tokio::spawn(async move { server.serve(to).await });
         let (to, mut queries) = mpsc::channel(BACKLOG);
@@ -281,6 +288,13 @@ impl Daemon {
                         self.finish(outcome);
                     }
                 }
+                Some(update) = updates.recv() => {
+                    self.heard(update);
+                    for _ in 1..BATCH {
+                        let Ok(update) = updates.try_recv() else { break };
+                        self.heard(update);
+                    }
+                }
                 failure = failures.recv() => match failure {
                     Some(Failure::Port { id, generation, error }) => self.port_failed(id, generation, &error),
                     Some(Failure::Worker) | None => break Err(DaemonError::Worker),
@@ -293,6 +307,7 @@ impl Daemon {
                 _ = signals.end.recv() => break Ok(()),
                 _ = signals.interrupt.recv() => break Ok(()),
             }
+            self.pursue();
             self.commit().await;
         };
         tracing::info!("ending; pods, tapir0 and routes stay as they are");
@@ -329,6 +344,7 @@ impl Daemon {
                 Err(error) => return self.fail_deferred(&error),
             }
         }
+        self.cluster.send();
         for Deferred { done, answer, .. } in std::mem::take(&mut self.deferred) {
             done.succeed(answer);
         }

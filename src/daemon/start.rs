@@ -5,6 +5,7 @@
 //! packets flow again before anything slow happens.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, RandomState};
 use std::io::ErrorKind;
 use std::net::{IpAddr, TcpListener};
 use std::os::fd::OwnedFd;
@@ -18,19 +19,23 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::attachment::{Attachment, Stage, interface};
+use super::cluster::Cluster;
 use super::dispatch::Done;
+use super::embedded;
 use super::prober::Prober;
 use super::verbs::MAX_WANTED;
 use super::{BACKLOG, Backend, Daemon, DaemonError, Failure, Inputs, Links, Report, Signals, del_queue, reload};
 use crate::api::drops::History;
+use crate::cluster::{Durable, Identity, Kind, Member};
 use crate::cni::{Server, ServerError};
-use crate::config::{Config, Place};
+use crate::config::{Config, Place, StoreKind};
 use crate::control::ipam::{Freed, Ipam};
-use crate::control::{Desired, Event};
+use crate::control::{Desired, Event, Topology, Underlay};
 use crate::host::{HostError, clock, netns, pod, tapir0, underlay};
 use crate::stats::PortStats;
 use crate::store::local::{Found, Store, StoreError};
-use crate::store::{Phase, Record};
+use crate::store::session::{Session, Update};
+use crate::store::{Embedded, Phase, Record, State};
 use crate::table::{PortId, Publisher};
 use crate::worker::{self, Event as WorkerEvent, Workers};
 
@@ -41,10 +46,14 @@ const PAUSE: Duration = Duration::from_millis(10);
 const MAX_DEFAULT_WORKERS: usize = 4;
 
 /// What was remembered or found.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Recovered {
     records: Vec<Record>,
     freed: Vec<Freed>,
+    own: Vec<IpAddr>,
+    durable: Durable,
+    /// Nothing is remembered.
+    fresh: bool,
 }
 
 /// Starts everything; the daemon is ready when this returns.
@@ -66,8 +75,11 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
 
     let recovered = recover(&store, &boot, &config, started)?;
     let queued = read_queue(&config.node.socket);
+    let Recovered { own, durable, fresh, .. } = recovered.clone();
     let (settled, freed) = settle(recovered, &queued, store.instance(), worker::queues(count), started);
-    let ipam = assign(&config, &settled, &freed, path)?;
+    let ipam = assign(&config, &settled, &freed, &own, path)?;
+    let me = identity(&config, &underlay, store.instance());
+    let (cluster, updates) = join(&config, me, durable, fresh, &store)?;
 
     let publisher = Publisher::default();
     let (failed, failures) = mpsc::unbounded_channel();
@@ -76,13 +88,9 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
         let teller = Teller { failed: failed.clone(), reported: reported.clone() };
         move |event| teller.tell(event)
     });
-    let mut desired = Desired::new(reload::topology(&config), underlay);
-    for peer in reload::peers(&config) {
-        desired.apply(Event::Peer(peer));
-    }
     let mut daemon = Daemon {
         path: path.into(),
-        desired,
+        desired: Desired::new(Topology::default(), underlay),
         config,
         store,
         boot,
@@ -109,7 +117,9 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
         saved: started,
         deferred: Vec::new(),
         waiting: Vec::new(),
+        cluster,
     };
+    daemon.follow_cluster();
     daemon.open(settled, backend)?;
     daemon.store.save(&daemon.state())?;
     for entry in queued.values() {
@@ -121,7 +131,50 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
     let took = clock::now().saturating_sub(started);
     let endpoints = daemon.attachments.len();
     tracing::info!(endpoints, ?took, socket = %daemon.config.node.socket.display(), "ready");
-    Ok((daemon, Inputs { server, http, failures, reports, signals }))
+    Ok((daemon, Inputs { server, http, updates, failures, reports, signals }))
+}
+
+/// Who this node is.
+fn identity(config: &Config, underlay: &Underlay, instance: &str) -> Identity {
+    Identity {
+        name: config.node.name.clone(),
+        instance: instance.to_owned(),
+        address: underlay.address,
+        subnet: underlay.subnet.trunc(),
+        transport: config.underlay.transport.name().to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        labels: config.node.labels.clone(),
+    }
+}
+
+/// Begins to take part in the cluster, with what this node remembers of it.
+fn join(
+    config: &Config,
+    me: Identity,
+    mut durable: Durable,
+    fresh: bool,
+    store: &Store,
+) -> Result<(Cluster, mpsc::Receiver<Update>), DaemonError> {
+    let now = clock::now();
+    let seed = RandomState::new().hash_one(&me.name);
+    let name = me.name.clone();
+    let policy = embedded::policy(config);
+    let (member, session, updates, embedded) = match config.store.kind {
+        StoreKind::Embedded => {
+            embedded::own(config, &mut durable);
+            let memory = embedded::memory(config, &durable);
+            let (entries, revision) = (memory.list(&Kind::WATCHED).entries, memory.revision());
+            let embedded = Embedded::new(memory);
+            let (session, updates) = Session::start(embedded.clone());
+            let mut member = Member::new(me, policy, durable, false, seed);
+            member.remember(entries, revision);
+            (member, session, updates, Some(embedded))
+        }
+    };
+    let amnesic = fresh && embedded.is_none();
+    let cluster = Cluster::new(member, session, embedded, amnesic, now);
+    cluster.announce(&name);
+    Ok((cluster, updates))
 }
 
 /// Half of the cores: the other half has the pods to run (`docs/decisions/008-workers.md`).
@@ -183,13 +236,15 @@ fn recover(store: &Store, boot: &str, config: &Config, now: Duration) -> Result<
                 // Never later than now, or it would cool for longer than it has to.
                 Freed { address: freed.address, at: Duration::from_millis(freed.at_ms).min(now) }
             });
-            Ok(Recovered { freed: freed.collect(), records: state.attachments })
+            let State { attachments, own, cluster, .. } = state;
+            Ok(Recovered { freed: freed.collect(), records: attachments, own, durable: cluster, fresh: false })
         }
         Found::State(state) => {
             let count = state.attachments.len();
             tracing::info!(attachments = count, "the state is of an earlier boot; its namespaces are gone");
             let addresses = state.attachments.into_iter().flat_map(|record| record.addresses);
-            Ok(Recovered { records: Vec::new(), freed: addresses.map(|address| Freed { address, at: now }).collect() })
+            let freed = addresses.map(|address| Freed { address, at: now }).collect();
+            Ok(Recovered { records: Vec::new(), freed, own: state.own, durable: state.cluster, fresh: false })
         }
         Found::SetAside { path, damage } => {
             let folder = config.node.state_dir.display();
@@ -238,7 +293,7 @@ fn rebuild(instance: &str, config: &Config) -> Recovered {
             delegated,
         });
     }
-    Recovered { records, freed: Vec::new() }
+    Recovered { records, fresh: true, ..Recovered::default() }
 }
 
 /// The queued DELs and their files.
@@ -263,7 +318,7 @@ fn settle(
     queues: usize,
     now: Duration,
 ) -> (Settled, Vec<Freed>) {
-    let Recovered { records, mut freed } = recovered;
+    let Recovered { records, mut freed, .. } = recovered;
     let mut settled = Vec::new();
     for record in records {
         let interface = interface(&record, instance);
@@ -293,8 +348,20 @@ fn settle(
 
 /// The addresses as they are taken. A pod keeps one that the config no longer gives to this node, but not one that
 /// is the node's own.
-fn assign(config: &Config, settled: &Settled, freed: &[Freed], path: &Path) -> Result<Ipam, DaemonError> {
-    let mut ipam = Ipam::new(&config.network.node_cidrs);
+fn assign(
+    config: &Config,
+    settled: &Settled,
+    freed: &[Freed],
+    own: &[IpAddr],
+    path: &Path,
+) -> Result<Ipam, DaemonError> {
+    // What is in the config is this node's if no store has to agree.
+    let fixed = &config.network.node_cidrs;
+    let known = if config.store.kind == StoreKind::Embedded { &fixed[..] } else { &[] };
+    let mut ipam = Ipam::new(known);
+    if known.is_empty() {
+        own.iter().for_each(|&address| ipam.restore_own(address));
+    }
     let own: BTreeSet<IpAddr> = ipam.own().iter().copied().collect();
     for (record, _) in settled {
         for &address in &record.addresses {
@@ -303,7 +370,8 @@ fn assign(config: &Config, settled: &Settled, freed: &[Freed], path: &Path) -> R
                 let message = format!("{address} would be this node's own, and {owner} has it");
                 return Err(DaemonError::Config { place: Place::find(path, "network.node_cidrs"), message });
             }
-            if !record.delegated && !config.network.node_cidrs.iter().any(|range| range.contains(&address)) {
+            let covered = fixed.is_empty() || fixed.iter().any(|range| range.contains(&address));
+            if !record.delegated && !covered {
                 let problem = "an address is in none of network.node_cidrs; other nodes may not find it";
                 tracing::warn!(%address, owner, "{problem}");
             }
@@ -332,9 +400,15 @@ impl Daemon {
         for (record, queues) in settled {
             let id = record.id.clone();
             let cause = queues.as_ref().err().map_or_else(|| "not opened yet".into(), HostError::to_string);
+            let other = self.taken_by(&record);
+            let cause = other.clone().unwrap_or(cause);
             let stage = Stage::Detached { cause, trying: false };
-            self.attachments.insert(id.clone(), Attachment::new(record, stage));
+            let attachment = Attachment { lost: other.is_some(), ..Attachment::new(record, stage) };
+            self.attachments.insert(id.clone(), attachment);
             match queues {
+                Ok(_) if other.is_some() => {
+                    tracing::error!(container = id.container_id, "a pod is cut off: its address is another node's");
+                }
                 Ok(queues) => opened.push((id, queues)),
                 Err(error) => tracing::error!(%error, container = id.container_id, "a pod is cut off; trying again"),
             }

@@ -3,6 +3,7 @@
 //! ```text
 //!  state.json    the State: {"version":2,"checksum":"…","state":{…}}
 //!  instance      who this daemon is, for as long as the folder lives: the mark on its pods' interfaces
+//!  cluster.json  what the cluster was like when it was last heard of, for a start without the store
 //!  lock          held (flock) by the daemon that uses the folder
 //! ```
 //!
@@ -11,6 +12,7 @@
 //! damaged file, or one from a later version, is never read half: it is renamed, kept and reported, and the caller
 //! rebuilds what it can from the kernel.
 
+use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -22,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::State;
+use crate::cluster::{Entry, Key, Revision};
 
 /// The format's version.
 const VERSION: u32 = 2;
@@ -100,6 +103,13 @@ pub struct Store {
     _lock: File,
 }
 
+/// The copy of the cluster.
+#[derive(Default, Serialize, Deserialize)]
+struct Copy {
+    revision: Revision,
+    entries: BTreeMap<String, (Revision, String)>,
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Envelope<'a> {
@@ -160,6 +170,31 @@ impl Store {
             path,
             source,
         })
+    }
+
+    /// Reads what the cluster was like: its entries, and the store's count. Nothing, if that can't be read: it is a copy.
+    pub fn load_cluster(&self) -> (Vec<Entry>, Revision) {
+        let mut bytes = Vec::new();
+        let read =
+            File::open(self.folder.join("cluster.json")).and_then(|file| file.take(MAX_SIZE).read_to_end(&mut bytes));
+        let copy = read.ok().and_then(|_| serde_json::from_slice::<Copy>(&bytes).ok()).unwrap_or_default();
+        let entries = copy
+            .entries
+            .into_iter()
+            .filter_map(|(key, (revision, value))| Some(Entry { key: Key::parse(&key)?, value, revision }));
+        (entries.collect(), copy.revision)
+    }
+
+    /// Writes what the cluster is like.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn save_cluster(&self, entries: &[Entry], revision: Revision) -> Result<(), StoreError> {
+        let entries = entries.iter().map(|entry| (entry.key.to_string(), (entry.revision, entry.value.clone())));
+        let copy = Copy { revision, entries: entries.collect() };
+        let bytes = serde_json::to_vec(&copy).expect("entries hold nothing that JSON can't");
+        let failed = |source| StoreError::Io { action: "write", path: self.folder.join("cluster.json"), source };
+        replace(&self.folder, &self.handle, "cluster.json", &bytes).map_err(failed)
     }
 
     fn path(&self) -> PathBuf {
@@ -301,7 +336,7 @@ mod tests {
 
     fn state() -> State {
         let freed = vec![FreedRecord { address: [10, 244, 0, 9].into(), at_ms: 12_345 }];
-        State { boot: "b".into(), attachments: vec![record(7)], freed }
+        State { boot: "b".into(), attachments: vec![record(7)], freed, ..State::default() }
     }
 
     fn loaded(store: &Store) -> State {

@@ -48,7 +48,7 @@ pub struct Node {
 impl Node {
     /// A node with the given `tapird.toml`, which must name its own address, and no pods.
     pub fn new(config: &str) -> Self {
-        let config = Config::parse(config, Path::new("tapird.toml")).expect("a good config");
+        let config = Config::parse(config, std::path::Path::new("tapird.toml")).expect("a good config");
         let address = config.node.address.expect("the config names the node's address");
         let underlay = Underlay {
             index: 2,
