@@ -20,16 +20,17 @@ use crate::stats::PortCounters;
 use crate::table::PortId;
 
 impl Daemon {
-    pub(super) fn route(&self, address: IpAddr) -> Result<Route, Refusal> {
+    pub(super) fn route(&mut self, address: IpAddr) -> Result<Route, Refusal> {
         let route = self.with_routes(|routes| routes.get(address));
         route.ok_or_else(|| refusal(code::IO_FAILURE, format!("no route to {address}"), ""))
     }
 
     /// Lets `look` see the routes.
-    pub(super) fn with_routes<T>(&self, look: impl FnOnce(Routes<'_>) -> T) -> T {
+    pub(super) fn with_routes<T>(&mut self, look: impl FnOnce(Routes<'_>) -> T) -> T {
         let cluster = match self.config.store.kind {
             StoreKind::Embedded => "config",
         };
+        self.publish();
         look(Routes { desired: &self.desired, tables: &self.publisher.snapshot(), cluster })
     }
 

@@ -135,6 +135,8 @@ impl Daemon {
         let port = endpoint.port;
         let taps = queues.iter().map(|queue| tap(queue.try_clone()?, Layer::Ethernet)).collect::<io::Result<_>>()?;
         self.apply(Event::Attached(endpoint));
+        // Its first packets would be dropped by tables that don't know the port.
+        self.publish();
         let Some(attachment) = self.attachments.get_mut(id) else { return Ok(()) };
         if let Err(error) = self.workers.add_port(port, taps, &mut attachment.counters) {
             self.apply(Event::Detached(id.clone()));

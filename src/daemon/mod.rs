@@ -54,7 +54,7 @@ use crate::api::http;
 use crate::cni::{Server, ServerError};
 use crate::config::{Config, ConfigError, Place};
 use crate::control::ipam::Ipam;
-use crate::control::{Desired, Event, compile};
+use crate::control::{Desired, Event, update};
 use crate::host::{HostError, clock};
 use crate::io::TunnelError;
 use crate::stats::PortStats;
@@ -179,6 +179,8 @@ struct Daemon {
     ipam: Ipam,
     attachments: BTreeMap<AttachmentId, Attachment>,
     publisher: Publisher,
+    /// The tables are not yet what they ought to be.
+    stale: bool,
     workers: Workers,
     links: Links,
     prober: Prober,
@@ -308,6 +310,7 @@ impl Daemon {
                 _ = signals.interrupt.recv() => break Ok(()),
             }
             self.pursue();
+            self.publish();
             self.commit().await;
         };
         tracing::info!("ending; pods, tapir0 and routes stay as they are");
@@ -320,16 +323,19 @@ impl Daemon {
         end
     }
 
-    /// Makes the tables what they ought to be.
-    fn publish(&self) {
-        self.publisher.publish(compile(&self.desired));
+    /// Makes the tables what they ought to be, if they are not. Once a round, however much has happened in it; and before
+    /// something that needs them right at once.
+    fn publish(&mut self) {
+        if std::mem::take(&mut self.stale) {
+            let changes = self.desired.take_changes();
+            let tables = update(&self.publisher.snapshot(), &self.desired, &changes);
+            self.publisher.publish(tables);
+        }
     }
 
-    /// Takes an event in, and publishes what follows from it.
+    /// Takes an event in. What follows from it is published at the end of the round.
     fn apply(&mut self, event: Event) {
-        if self.desired.apply(event) {
-            self.publish();
-        }
+        self.stale |= self.desired.apply(event);
     }
 
     /// Writes the state if it has changed, and does what waited for that.

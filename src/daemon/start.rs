@@ -98,6 +98,7 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
         ipam,
         attachments: BTreeMap::new(),
         publisher,
+        stale: true,
         workers: workers.map_err(system("start the workers"))?,
         links: Links {
             host: false,
@@ -416,7 +417,7 @@ impl Daemon {
         // One publication for all: the ports' own find nothing changed.
         for (id, _) in &opened {
             let endpoint = self.attachments[id].endpoint();
-            self.desired.apply(Event::Attached(endpoint));
+            self.apply(Event::Attached(endpoint));
         }
         self.publish();
         for (id, queues) in opened {
@@ -425,6 +426,7 @@ impl Daemon {
                 self.apply(Event::Detached(id));
             }
         }
+        self.publish();
         let queues = tapir0::open(self.workers.queues())?;
         let problems = tapir0::reconcile(&self.wanted_host())?;
         let problems = self.told(&problems);

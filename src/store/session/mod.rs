@@ -373,8 +373,12 @@ async fn keep_alive<S: Store>(
     }
 }
 
-/// Announces anew, and lets go of the lease before.
+/// Announces anew. What was announced before is taken back first where it says something else under the same name, else
+/// afterwards: others are not to see this daemon gone.
 async fn announce<S: Store>(store: &S, want: &Alive, held: &mut Option<(Alive, Lease)>) -> Result<(), StoreError> {
+    if let Some((_, before)) = held.take_if(|(alive, _)| alive.name == want.name && alive.value != want.value) {
+        store.withdraw(&before).await?;
+    }
     let lease = store.announce(&want.name, &want.value, want.ttl).await?;
     if let Some((_, before)) = held.replace((want.clone(), lease)) {
         // Its entry is the new lease's now; or it bears another name and goes, now or when the lease ends.
