@@ -11,6 +11,7 @@ use super::icmp::{Limiter, Outcome};
 use super::*;
 use crate::packet::{Gso, Offload, PartialChecksum};
 use crate::table::{Adjacency, Fib, GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, Mac, Path, Peer, Port, PortKind, Rewrite};
+use crate::wire::outer;
 
 const WEB: PortId = PortId(3);
 const DB: PortId = PortId(4);
@@ -618,6 +619,15 @@ fn a_router_that_tells_no_mtu_does_not_make_senders_crawl() {
         let outcome = icmp::relay(&quote, 3, 4, mtu, &mut packet, &tables(), &mut Limiter::default(), Duration::ZERO);
         assert_eq!(outcome, Outcome::Built);
         assert_eq!(packet.network()[26..28], 556u16.to_be_bytes(), "told {mtu}");
+    }
+    // Inside UDP eight bytes fewer are left.
+    let inner = ip4("10.244.0.5", "10.244.1.7", 17, &udp(1400));
+    let quote = ip4("172.31.0.1", "172.31.0.2", 17, &[&outer::udp_header(1, inner.len())[..], &inner].concat());
+    for (mtu, left) in [(0, 548_u16), (1000, 972)] {
+        let mut packet = Packet::new();
+        let outcome = icmp::relay(&quote, 3, 4, mtu, &mut packet, &tables(), &mut Limiter::default(), Duration::ZERO);
+        assert_eq!(outcome, Outcome::Built);
+        assert_eq!(packet.network()[26..28], left.to_be_bytes(), "told {mtu}");
     }
 }
 

@@ -288,6 +288,32 @@ mod tests {
         assert!(kept.iter().all(|&kept| kept >= 10), "{kept:?}");
     }
 
+    /// The same packet inside UDP to `port`.
+    fn inside_udp_packet(bare: &[u8], port: u16) -> Vec<u8> {
+        let mut packet = bare[..20].to_vec();
+        packet[9] = 17;
+        packet.extend([0xc3, 0x50]);
+        packet.extend(port.to_be_bytes());
+        packet.extend([0; 4]);
+        packet.extend(&bare[20..]);
+        packet
+    }
+
+    #[test]
+    fn shares_inside_udp_are_those_of_bare_packets_and_of_our_port() {
+        let inside: Vec<_> = (0..3).map(|index| inside_udp(Share { index, of: 3 })).collect();
+        for i in 0..60 {
+            let protocol = [6, 17, 1][usize::from(i % 3)];
+            let bare = tunnelled_packet(i % 2 == 0, protocol, (0x0a01_0001, 32_768 + 2 * i), (0x0a01_0101, 80));
+            let packet = inside_udp_packet(&bare, outer::PORT);
+            assert_eq!(keepers(&inside, &packet), keepers(&shares(3), &bare), "{i}");
+            assert!(keepers(&inside, &inside_udp_packet(&bare, outer::PORT + 1)).is_empty());
+            assert_eq!(keepers(&[inside_udp(Share::WHOLE)], &packet), [0]);
+        }
+        let short = inside_udp_packet(&tunnelled_packet(false, 6, (1, 2), (3, 4))[..30], outer::PORT);
+        assert_eq!(keepers(&inside, &short), [0], "what is cut short goes to the first");
+    }
+
     #[test]
     fn fragments_go_by_address_alone() {
         let programs = shares(4);

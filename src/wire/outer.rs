@@ -258,6 +258,66 @@ mod tests {
         assert_eq!((fragment([0x20, 0]), fragment([0, 1])), (None, None));
     }
 
+    /// Outer headers of UDP in front of `inner`, changed.
+    fn parsed_udp(inner: &[u8], change: impl FnOnce(&mut Vec<u8>)) -> Option<Outer> {
+        let mut bytes = header(Transport::Udp, [192, 0, 2, 1].into(), [192, 0, 2, 2].into(), true).to_vec();
+        bytes.extend(udp_header(9, inner.len()));
+        bytes.extend(inner);
+        let total = bytes.len();
+        assert!(finish(&mut bytes, total, 7));
+        change(&mut bytes);
+        parse(&bytes)
+    }
+
+    #[test]
+    fn udp_is_ours_by_port_and_length() {
+        for (first, ipv6) in [(0x45, false), (0x60, true), (0, false)] {
+            let outer = parsed_udp(&[first; 40], |bytes| bytes.extend([0; 9])).expect("good, and padding");
+            assert_eq!((outer.transport, outer.ipv6, outer.inner, outer.length), (Transport::Udp, ipv6, 28, 68));
+        }
+        assert!(parsed_udp(&[], |_| {}).is_some(), "nothing inside is what the inner header is to tell");
+        for (byte, what) in [(22, "port"), (23, "port"), (24, "length"), (25, "length")] {
+            assert_eq!(parsed_udp(&[0x45; 40], |bytes| bytes[byte] ^= 1), None, "another {what}");
+        }
+        assert!(parsed_udp(&[0x45; 40], |bytes| bytes[26] = 9).is_some(), "the checksum is not looked at");
+        let without_udp = |length: u8| {
+            parsed_udp(&[], |bytes| {
+                bytes[3] = 20 + length;
+                bytes[10..12].fill(0);
+                let sum = checksum::checksum(&bytes[..LENGTH]);
+                bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+            })
+        };
+        assert_eq!((0..8).find_map(without_udp), None, "a UDP header that is cut");
+        assert!(without_udp(8).is_some());
+    }
+
+    #[test]
+    fn only_datagrams_for_the_port_are_tunnelled() {
+        let mut quote = header(Transport::Udp, [192, 0, 2, 1].into(), [192, 0, 2, 2].into(), false).to_vec();
+        quote.extend(udp_header(9, 3));
+        quote.extend([1, 2, 3]);
+        assert!(is_tunnelled(&quote) && !is_tunnelled(&quote[..23]));
+        assert_eq!((inner(&quote), inner(&quote[..27])), (&[1, 2, 3][..], &[][..]));
+        quote[23] ^= 1;
+        assert!(!is_tunnelled(&quote));
+        let bare = header(Transport::Ipip, [192, 0, 2, 1].into(), [192, 0, 2, 2].into(), true);
+        assert!(is_tunnelled(&bare) && !is_tunnelled(&[0x45; 5]));
+    }
+
+    #[test]
+    fn headers_are_finished_or_left_alone() {
+        let mut front = header(Transport::Udp, [192, 0, 2, 1].into(), [192, 0, 2, 2].into(), false).to_vec();
+        front.extend(udp_header(u32::MAX, 70_000));
+        assert_eq!(u16::from_be_bytes([front[20], front[21]]), u16::MAX, "the last of the ports");
+        let before = front.clone();
+        assert!(!finish(&mut front, 65_536, 1) && !finish(&mut front, 27, 1) && !finish(&mut front[..27], 99, 1));
+        assert!(!finish(&mut [0x45; 28], 99, 1) && !finish(&mut [], 99, 1));
+        assert_eq!(front, before);
+        assert!(finish(&mut front, 65_535, 1));
+        assert_eq!((&front[2..4], &front[24..26]), (&[0xff, 0xff][..], &65_515_u16.to_be_bytes()[..]));
+    }
+
     /// RFC 6040 figure 4, rows inner, columns outer: Not-ECT, ECT(0), ECT(1), CE.
     #[test]
     fn congestion_marks_follow_rfc_6040() {
