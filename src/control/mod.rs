@@ -12,6 +12,7 @@
 mod changes;
 mod compile;
 mod endpoint;
+pub mod health;
 pub mod ipam;
 pub mod mac;
 mod network;
