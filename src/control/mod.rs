@@ -81,6 +81,15 @@ pub enum Event {
         /// When, since boot.
         now: Duration,
     },
+    /// The path to a node was measured.
+    PathMtu {
+        /// Its underlay address.
+        peer: Ipv4Addr,
+        /// What fits, outer header included.
+        mtu: u32,
+        /// When, since boot.
+        now: Duration,
+    },
     /// Time passes.
     Tick {
         /// Since boot.
@@ -143,6 +152,15 @@ impl Desired {
             Event::Attached(endpoint) => self.replace_endpoint(&endpoint.id.clone(), Some(endpoint)),
             Event::Detached(id) => self.replace_endpoint(&id, None),
             Event::PacketTooBig { peer, mtu, now } => self.learn(peer, mtu, now),
+            Event::PathMtu { peer, mtu, now } => {
+                let known = self.path_mtus.remove(&peer).map_or(self.underlay.mtu, |path| path.mtu);
+                self.learn(peer, mtu, now);
+                let changed = self.path_mtus.get(&peer).map_or(self.underlay.mtu, |path| path.mtu) != known;
+                if changed {
+                    self.change_way(peer);
+                }
+                changed
+            }
             Event::Tick { now } => {
                 let expired = self.path_mtus.extract_if(.., |_, path| path.expires <= now);
                 let expired: Vec<Ipv4Addr> = expired.map(|(peer, _)| peer).collect();

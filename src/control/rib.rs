@@ -64,7 +64,7 @@ pub(super) struct Rib {
 impl Rib {
     pub fn of(desired: &Desired) -> Self {
         let routes = gather(desired);
-        Self { direct: routes.iter().filter(|route| is_direct(route)).count(), routes }
+        Self { direct: routes.iter().filter(|route| leads_direct(route)).count(), routes }
     }
 
     /// The next hop of a prefix.
@@ -87,15 +87,15 @@ impl Rib {
     }
 
     pub fn insert(&mut self, route: Known) {
-        self.direct += usize::from(self.routes.insert(route) && is_direct(&route));
+        self.direct += usize::from(self.routes.insert(route) && leads_direct(&route));
     }
 
     pub fn remove(&mut self, route: &Known) {
-        self.direct -= usize::from(self.routes.remove(route) && is_direct(route));
+        self.direct -= usize::from(self.routes.remove(route) && leads_direct(route));
     }
 }
 
-fn is_direct(&(_, _, next_hop): &Known) -> bool {
+fn leads_direct(&(_, _, next_hop): &Known) -> bool {
     matches!(next_hop, NextHop::Direct(_))
 }
 
@@ -150,6 +150,12 @@ fn toward(desired: &Desired, peer: &Peer, prefix: IpNet) -> Option<NextHop> {
             Encapsulation::Never => true,
         };
     Some(if direct { NextHop::Direct(peer.address) } else { NextHop::Node(peer.address) })
+}
+
+/// Whether packets to a node's own IPv4 address take no tunnel.
+pub fn is_direct(desired: &Desired, peer: &Peer) -> bool {
+    let own = peer.own.iter().find(|address| address.is_ipv4());
+    own.is_some_and(|&own| matches!(toward(desired, peer, host_prefix(own)), Some(NextHop::Direct(_))))
 }
 
 /// The prefix of one address.

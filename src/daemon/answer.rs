@@ -9,11 +9,11 @@ use super::attachment::Stage;
 use super::verbs::refusal;
 use super::{Daemon, Done};
 use crate::api::http::Query;
-use crate::api::liveness::State;
 use crate::api::metrics::{Port, Snapshot};
 use crate::api::routes::Routes;
-use crate::api::types::{Assignment, Block, Drops, Endpoint, Ipam, Peer, PeerCount, Pool, Route, Status, Tunnel};
+use crate::api::types::{Assignment, Block, Drops, Endpoint, Ipam, PeerCount, Pool, Route, Status, Tunnel};
 use crate::config::StoreKind;
+use crate::control::health::State;
 use crate::control::{ipam, mac};
 use crate::host::clock;
 use crate::stats::PortCounters;
@@ -106,12 +106,12 @@ impl Daemon {
 
     /// Whether a peer answers through the tunnel.
     pub(super) fn is_up(&self, peer: std::net::Ipv4Addr) -> bool {
-        self.prober.liveness(peer).is_some_and(|liveness| liveness.state() == State::Up)
+        self.prober.state(peer) == State::Up
     }
 
     fn states(&self) -> impl Iterator<Item = State> {
-        let peers = self.desired.peers();
-        peers.map(|peer| self.prober.liveness(peer.address).map_or(State::Unknown, |liveness| liveness.state()))
+        let peers = self.desired.active_peers();
+        peers.map(|peer| self.prober.state(peer.address))
     }
 
     pub(super) fn endpoints(&self) -> Vec<Endpoint> {
@@ -166,33 +166,6 @@ impl Daemon {
             port.counted(&attachment.counters)
         }));
         ports
-    }
-
-    pub(super) fn peers(&self) -> Vec<Peer> {
-        let now = clock::now();
-        let row = |peer: &crate::control::Peer| {
-            let liveness = self.prober.liveness(peer.address);
-            let has_ipv4 = peer.pods.iter().any(|range| range.addr().is_ipv4());
-            let unprobed = if has_ipv4 { "not probed yet" } else { "it has no IPv4 range to probe" };
-            let cause = liveness.filter(|_| has_ipv4).map_or_else(|| unprobed.into(), |liveness| liveness.cause(now));
-            Peer {
-                name: peer.name.clone(),
-                address: peer.address,
-                encapsulation: self.desired.transport(peer.address).name().into(),
-                state: liveness.map_or(State::Unknown, |liveness| liveness.state()).name().into(),
-                cause,
-                rtt_us: liveness
-                    .and_then(|liveness| liveness.round_trip())
-                    .map(|trip| u64::try_from(trip.as_micros()).unwrap_or(u64::MAX)),
-                loss: liveness.map_or(0.0, |liveness| liveness.loss()),
-                mtu: self.desired.peer_mtu(peer.address),
-                last_seen: liveness
-                    .and_then(|liveness| liveness.last_seen())
-                    .map(|last| now.saturating_sub(last).as_secs()),
-                pods: peer.pods.clone(),
-            }
-        };
-        self.desired.peers().map(row).collect()
     }
 
     pub(super) fn ipam(&self) -> Ipam {

@@ -9,10 +9,9 @@ use tokio::task::JoinError;
 
 use super::attachment::{Attachment, Outcome, Stage, tap};
 use super::{Daemon, PortError, Report, notify};
-use crate::api::liveness;
 use crate::control::{Event, MIN_MTU_V6, Namespace, Underlay};
 use crate::host::{HostError, clock, netns, pod, tapir0, underlay};
-use crate::io::{TunnelError, tunnel_udp};
+use crate::io::tunnel_udp;
 use crate::sys::tap::Layer;
 use crate::table::{PortId, Transport};
 
@@ -22,8 +21,6 @@ const WATCH: Duration = Duration::from_secs(2);
 const RECONCILE: Duration = Duration::from_secs(5);
 /// How often a detached pod is tried again.
 const RETRY: Duration = Duration::from_secs(10);
-/// ICMPv4 Destination Unreachable, Fragmentation Needed (RFC 792, RFC 1191).
-const TOO_BIG: (u8, u8) = (3, 4);
 
 /// When each is due next, since boot; and which are under way.
 #[derive(Debug, Default)]
@@ -63,9 +60,6 @@ impl Daemon {
         if is_due(&mut self.clocked.retry, RETRY, now) {
             self.retry();
         }
-        let source = self.desired.own_v4().filter(|_| self.links.host);
-        let peers: Vec<_> = self.desired.active_peers().cloned().collect();
-        self.prober.probe(source, &peers, now);
         notify(&[sd_notify::NotifyState::Watchdog]);
     }
 
@@ -330,22 +324,7 @@ impl Daemon {
     pub(super) fn take_in(&mut self, report: Report) {
         match report {
             Report::Error(error) => self.heed(&error),
-            Report::Probe(probe) => tracing::trace!(?probe, "a probe"),
-        }
-    }
-
-    /// The underlay said something about a packet of the tunnel.
-    fn heed(&mut self, error: &TunnelError) {
-        let now = clock::now();
-        if (error.kind, error.code) == TOO_BIG {
-            let before = self.desired.peer_mtu(error.peer);
-            self.apply(Event::PacketTooBig { peer: error.peer, mtu: error.mtu, now });
-            let after = self.desired.peer_mtu(error.peer);
-            if before != after {
-                tracing::info!(peer = %error.peer, from = before, to = after, "the path to a node is narrower");
-            }
-        } else if let Some(cause) = liveness::explain(error.kind, error.code, error.offender) {
-            self.prober.explained(error.peer, cause, now);
+            Report::Probe(probe) => self.take_probe(&probe),
         }
     }
 

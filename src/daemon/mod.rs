@@ -5,7 +5,7 @@
 //!  http (api) ──────── Query ──┤   ┌───────────────────────────┐   │
 //!  worker ───── PortFailed, … ─┼─▶ │ take in → record → answer │ ──┼─▶ state on disk (store)
 //!  jobs ───────────── Outcome ─┤   └───────────────────────────┘   │
-//!  clock, signals, echo replies┘         one task owns it all      └─▶ jobs (threads): the kernel (host)
+//!  clock, signals, probes ─────┘         one task owns it all      └─▶ jobs (threads): the kernel (host)
 //! ```
 //!
 //! The loop owns all state. What happens is taken in at once, or becomes a *job*: work in the kernel that may take a
@@ -303,7 +303,7 @@ impl Daemon {
                 },
                 Some(report) = reports.recv() => self.take_in(report),
                 Some(query) = queries.recv() => self.inform(query),
-                () = self.prober.answered() => {}
+                () = until(self.prober.wait()) => self.probe(),
                 _ = ticks.tick() => self.tick(),
                 _ = signals.hangup.recv() => self.reload(),
                 _ = signals.end.recv() => break Ok(()),
@@ -335,6 +335,7 @@ impl Daemon {
 
     /// Takes an event in. What follows from it is published at the end of the round.
     fn apply(&mut self, event: Event) {
+        self.prober.expect(&event);
         self.stale |= self.desired.apply(event);
     }
 
@@ -383,6 +384,14 @@ impl Daemon {
                 details: "make room on node.state_dir's disk".into(),
             });
         }
+    }
+}
+
+/// Waits that long, or for ever.
+async fn until(wait: Option<Duration>) {
+    match wait {
+        Some(wait) => tokio::time::sleep(wait).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -88,6 +88,7 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
         let teller = Teller { failed: failed.clone(), reported: reported.clone() };
         move |event| teller.tell(event)
     });
+    let prober = Prober::new(config.underlay.transport, &underlay);
     let mut daemon = Daemon {
         path: path.into(),
         desired: Desired::new(Topology::default(), underlay),
@@ -109,7 +110,7 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
             tunnel_counters: PortStats::default(),
             tunnel_udp_counters: PortStats::default(),
         },
-        prober: Prober::default(),
+        prober,
         history: History::default(),
         jobs: JoinSet::new(),
         clocked: Default::default(),

@@ -276,6 +276,11 @@ impl Health {
         self.visit(peer, now, |peer, _| peer.too_big(mtu, now));
     }
 
+    /// The address of a peer that is probed.
+    pub fn target(&self, peer: Ipv4Addr) -> Option<Ipv4Addr> {
+        self.peers.get(&peer).and_then(Peer::target)
+    }
+
     /// What was decided since the last call, in order.
     pub fn decisions(&mut self) -> Vec<Decision> {
         std::mem::take(&mut self.decisions)

@@ -88,6 +88,10 @@ impl PathMtu {
 
     /// Something says that large packets do not pass; `hint` is what would, 0 if nobody knows.
     pub fn suspect(&mut self, hint: u16, now: Duration) {
+        if self.found.is_some_and(|found| found < self.full && found <= hint) {
+            // Known, and told because of our own probes perhaps.
+            return;
+        }
         self.hint = Some(hint).filter(|&hint| hint >= SMALLEST).or(self.hint);
         if self.stage == Stage::Idle {
             let at = self.begun.map_or(now, |begun| now.max(begun + RETRY_INTERVAL));

@@ -57,9 +57,11 @@ pub(super) struct Peer {
     transport: Transport,
     since: Duration,
     switched: Option<Duration>,
+    /// And since then nothing was told of the path MTU.
+    moved: bool,
     hold_down: Duration,
-    /// The path MTU that was told last; none: the underlay's.
-    announced: Option<u16>,
+    /// A path MTU is in force, by a decision or by what a router said.
+    is_narrowed: bool,
     told: Option<(String, Duration)>,
     /// When to look at it again.
     pub due: Duration,
@@ -78,8 +80,9 @@ impl Peer {
             transport: Transport::Ipip,
             since: now,
             switched: None,
+            moved: false,
             hold_down: HOLD_DOWN,
-            announced: None,
+            is_narrowed: false,
             told: None,
             due: now,
             is_costly: false,
@@ -175,8 +178,7 @@ impl Peer {
 
     /// A router said what fits, and it is heeded.
     pub fn too_big(&mut self, mtu: u16, now: Duration) {
-        let known = self.announced.unwrap_or(u16::MAX);
-        self.announced = Some(mtu.min(known));
+        self.is_narrowed = true;
         let transport = self.transport;
         self.way_mut(transport).path.suspect(mtu, now);
     }
@@ -229,16 +231,17 @@ impl Peer {
             let quick = self.switched.is_some_and(|last| now.saturating_sub(last) < FLAP_WINDOW);
             self.hold_down = if quick { (2 * self.hold_down).min(MAX_HOLD_DOWN) } else { HOLD_DOWN };
         }
-        (self.transport, self.since, self.switched) = (transport, now, Some(now));
+        (self.transport, self.since, self.switched, self.moved) = (transport, now, Some(now), true);
     }
 
-    /// Tells the path MTU where it is not what was told last, or would soon be forgotten.
+    /// Tells the path MTU that was measured, where it is not the underlay's or another is in force.
     fn announce(&mut self, rules: &Rules, decisions: &mut Vec<Decision>) {
+        let moved = std::mem::take(&mut self.moved);
         let path = &mut self.way_mut(self.transport).path;
-        let (news, Some(mtu)) = (path.take_news(), path.found()) else { return };
+        let (true, Some(mtu)) = (path.take_news() || moved, path.found()) else { return };
         let narrow = mtu < rules.full;
-        if self.announced != Some(mtu).filter(|_| narrow) || news && narrow {
-            self.announced = Some(mtu).filter(|_| narrow);
+        if narrow || self.is_narrowed {
+            self.is_narrowed = narrow;
             decisions.push(Decision::PathMtu { peer: self.address, mtu });
         }
     }
