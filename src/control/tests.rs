@@ -159,6 +159,23 @@ fn a_path_mtu_shrinks_by_icmp_and_grows_by_time() {
 }
 
 #[test]
+fn a_measured_path_mtu_shrinks_and_grows() {
+    let peer = Ipv4Addr::new(172, 31, 0, 2);
+    let measured = |mtu, seconds| Event::PathMtu { peer, mtu, now: Duration::from_secs(seconds) };
+    let mut desired = desired(topology(), underlay(1500));
+    assert!(!desired.apply(measured(1500, 0)), "no news");
+    for mtu in [1400, 1300, 1350] {
+        assert!(desired.apply(measured(mtu, 0)));
+        assert_eq!(u32::from(desired.peer_mtu(peer)), mtu - 20);
+    }
+    assert!(!desired.apply(measured(1350, 300)), "the same again only lives longer");
+    assert!(!desired.apply(Event::Tick { now: Duration::from_secs(601) }));
+    assert!(desired.apply(measured(1500, 700)), "it is as wide as any");
+    assert_eq!(lookup(&compile(&desired), "10.244.1.1"), tunnel(false, 1480));
+    assert!(!desired.apply(Event::PathMtu { peer: Ipv4Addr::new(9, 9, 9, 9), mtu: 600, now: Duration::ZERO }));
+}
+
+#[test]
 fn mtus_are_those_of_ipv4_packets() {
     assert_eq!(Desired::new(topology(), underlay(65_536)).tunnel_mtu(), 65_515);
     assert_eq!(Desired::new(topology(), underlay(10)).tunnel_mtu(), 0);

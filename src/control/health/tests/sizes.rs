@@ -46,8 +46,19 @@ fn what_a_router_says_is_measured_at_once_and_taken_back_if_wrong() {
     world.both(|link| link.mtu = 1400);
     let now = world.now;
     world.nodes[0].too_big(ADDRESSES[1], 1400, now);
+    assert_eq!(world.nodes[0].decisions(), [], "what was measured before does not overrule it");
     world.run_for(seconds(10));
     assert_eq!((world.report(0).mtu, world.report(1).mtu), (Some(1400), Some(1500)), "the other was not told");
+
+    world.run_for(seconds(300));
+    world.sent = Default::default();
+    let retries = |world: &World| world.sent[0].iter().filter(|(_, probe)| probe.length != SMALL).count();
+    for _ in 0..60 {
+        let now = world.now;
+        world.nodes[0].too_big(ADDRESSES[1], 1400, now);
+        world.run_for(seconds(1));
+    }
+    assert_eq!(retries(&world), 1, "it is known already");
 
     let mut world = World::new(IPIP);
     world.run_for(seconds(100));
