@@ -94,6 +94,9 @@ pub enum DaemonError {
     /// The state directory.
     #[error("node.state_dir: {0}")]
     Store(#[from] StoreError),
+    /// Where cluster state lives.
+    #[error("store: {0}")]
+    Cluster(crate::store::StoreError),
     /// The socket.
     #[error("node.socket: {0}")]
     Server(#[from] ServerError),
