@@ -333,6 +333,9 @@ impl Daemon {
             let changes = self.desired.take_changes();
             let tables = update(&self.publisher.snapshot(), &self.desired, &changes);
             self.publisher.publish(tables);
+            if changes.kernel && self.links.host {
+                self.hurry();
+            }
         }
     }
 
