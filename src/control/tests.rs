@@ -118,7 +118,7 @@ fn somebody_beats_nobody() {
     let of = |prefix: &str| {
         let prefix: IpNet = prefix.parse().unwrap();
         let routes = routes.iter().filter(|route| route.prefix == prefix);
-        routes.map(|route| (route.source, route.next_hop.clone(), route.best)).collect::<Vec<_>>()
+        routes.map(|route| (route.source, route.next_hop, route.best)).collect::<Vec<_>>()
     };
     assert_eq!(
         of("10.244.1.0/24"),

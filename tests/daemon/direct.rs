@@ -21,7 +21,7 @@ fn network(own: u8, others: &[u8], mode: &str) -> String {
 }
 
 fn inside<T: Send>(namespace: &Namespace, work: impl FnOnce() -> T + Send) -> T {
-    tapir::sys::netns::run_in(&File::open(namespace.path()).unwrap(), work).unwrap()
+    tapir::sys::netns::run_in(File::open(namespace.path()).unwrap(), work).unwrap()
 }
 
 /// Bytes there and back again, more than fit into a buffer.
