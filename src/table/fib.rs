@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -25,7 +25,8 @@ pub struct Fib {
     v6: Family<u128>,
     /// What the values of the tries index. The first is for what no route covers.
     adjacencies: Arc<[Adjacency]>,
-    interned: Arc<Interned>,
+    /// Where they are; with those that were added by whoever was made from this one.
+    interned: Arc<Mutex<Interned>>,
     /// How many adjacencies there were when it was built whole.
     built: usize,
     visited: usize,
@@ -96,19 +97,23 @@ impl Fib {
             visited: v4.routes.len() + v6.routes.len(),
             v4,
             v6,
-            interned: Arc::new(interned),
+            interned: Arc::new(Mutex::new(interned)),
         }
     }
 
     /// The same with other adjacencies for some prefixes; none: it is no route any more. Of two edits of the same prefix the
     /// later one counts. The work is that for the routes close to those that change, not that for all.
     pub fn with(&self, edits: impl IntoIterator<Item = (IpNet, Option<Adjacency>)>) -> Self {
-        let mut interned = self.interned.clone();
         let (mut edits_v4, mut edits_v6) = (BTreeMap::new(), BTreeMap::new());
+        let interned = self.index();
+        let mut index = lock(&interned);
+        let mut added = Vec::new();
         for (prefix, adjacency) in edits {
-            let value = adjacency.map(|adjacency| match interned.get(&adjacency) {
-                Some(&value) => value,
-                None => intern(Arc::make_mut(&mut interned), adjacency),
+            let value = adjacency.map(|adjacency| {
+                let known = index.len();
+                let value = intern(&mut index, adjacency.clone());
+                added.extend((index.len() > known).then_some(adjacency));
+                value
             });
             let length = prefix.prefix_len();
             match prefix.network() {
@@ -116,21 +121,29 @@ impl Fib {
                 IpAddr::V6(network) => drop(edits_v6.insert((network.to_bits(), length), value)),
             }
         }
+        drop(index);
         let (v4, visited_v4) = self.v4.with(edits_v4.into_iter().map(edit).collect());
         let (v6, visited_v6) = self.v6.with(edits_v6.into_iter().map(edit).collect());
-        let adjacencies = if interned.len() == self.adjacencies.len() {
+        let adjacencies = if added.is_empty() {
             self.adjacencies.clone()
         } else {
-            let mut new: Vec<_> =
-                interned.iter().filter(|(_, value)| **value as usize >= self.adjacencies.len()).collect();
-            new.sort_unstable_by_key(|&(_, value)| value);
-            self.adjacencies.iter().chain(new.into_iter().map(|(adjacency, _)| adjacency)).cloned().collect()
+            self.adjacencies.iter().cloned().chain(added).collect()
         };
         let edited = Self { v4, v6, adjacencies, interned, built: self.built, visited: visited_v4 + visited_v6 };
         if edited.adjacencies.len() > 2 * edited.built + WASTE {
             return Self::build(edited.iter().map(|(prefix, adjacency)| (prefix, adjacency.clone())));
         }
         edited
+    }
+
+    /// Where the adjacencies are, for one that is made from this one. Others that were may have added theirs: then a copy.
+    fn index(&self) -> Arc<Mutex<Interned>> {
+        let index = lock(&self.interned);
+        if index.len() == self.adjacencies.len() {
+            return self.interned.clone();
+        }
+        let own = index.iter().filter(|(_, value)| (**value as usize) < self.adjacencies.len());
+        Arc::new(Mutex::new(own.map(|(adjacency, &value)| (adjacency.clone(), value)).collect()))
     }
 
     /// How many routes were read to make it.
@@ -175,6 +188,11 @@ impl Fib {
     pub fn size(&self) -> usize {
         self.v4.trie.size() + self.v6.trie.size() + size_of_val(&*self.adjacencies)
     }
+}
+
+/// A panic leaves it whole.
+fn lock(interned: &Mutex<Interned>) -> MutexGuard<'_, Interned> {
+    interned.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn intern(interned: &mut Interned, adjacency: Adjacency) -> u32 {
@@ -352,7 +370,8 @@ mod tests {
         let net = |i: u32| IpNet::from(ipnet::Ipv4Net::new(Ipv4Addr::from_bits(0x0a00_0000 | i << 8), 24).unwrap());
         let fib = Fib::build((0..500).map(|i| (net(i), adjacency(1))));
         let (one, other) = (fib.with([(net(7), Some(adjacency(2)))]), fib.with([(net(9), Some(adjacency(3)))]));
-        for (fib, at_7, at_9) in [(&fib, 1, 1), (&one, 2, 1), (&other, 1, 3)] {
+        let third = one.with([(net(9), Some(adjacency(4)))]);
+        for (fib, at_7, at_9) in [(&fib, 1, 1), (&one, 2, 1), (&other, 1, 3), (&third, 2, 4)] {
             assert_eq!(fib.lookup(net(7).addr()), &adjacency(at_7));
             assert_eq!(fib.lookup(net(9).addr()), &adjacency(at_9));
         }
