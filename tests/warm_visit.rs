@@ -153,6 +153,7 @@ fn tables() -> Tables {
         (IpAddr::from(POD_IP).into(), to_pod),
         (prefix("10.1.1.0/24"), to_peer.clone()),
         (prefix("10.1.3.0/24"), to_peer_by_udp),
+        (IpAddr::from(ROUTER).into(), path(PortId::HOST, Rewrite::None)),
     ];
     let many = (0..1_000_000).map(|i| (IpAddr::from(Ipv4Addr::from_bits(0x0b00_0000 + 2 * i)).into(), to_peer.clone()));
     Tables {

@@ -8,18 +8,36 @@ use crate::wire::header::{Header, protocol};
 
 #[inline]
 pub(super) fn filter(header: &Header, ingress: PortId, path: &Path, tables: &Tables) -> Result<(), DropReason> {
-    match (ingress, path.port) {
-        (PortId::HOST, PortId::HOST) => Err(DropReason::Loop),
-        (from, to) if from.is_tunnel() && to.is_tunnel() => Err(DropReason::Loop),
-        // A peer sends us what is here. What only the default route covers it should not have sent.
-        (from, PortId::HOST) if from.is_tunnel() && !is_router(header.destination, tables) => Err(DropReason::Loop),
-        (PortId::HOST, to) if to.is_tunnel() && !is_ours(header.source, tables) => Err(DropReason::ForeignSource),
-        // A pod of this node, or of another.
-        (_, PortId::HOST) if matches!(header.protocol, protocol::IPV4 | protocol::IPV6) => {
-            Err(DropReason::TunnelFromPod)
-        }
-        _ => Ok(()),
+    if path.port >= PortId::FIRST_POD {
+        // To a pod goes what has come this far.
+        Ok(())
+    } else if path.port == PortId::HOST {
+        to_host(header, ingress, tables)
+    } else if ingress >= PortId::FIRST_POD {
+        Ok(())
+    } else if ingress != PortId::HOST {
+        // From one tunnel to another, or the same.
+        Err(DropReason::Loop)
+    } else if !is_ours(header.source, tables) {
+        Err(DropReason::ForeignSource)
+    } else {
+        Ok(())
     }
+}
+
+fn to_host(header: &Header, ingress: PortId, tables: &Tables) -> Result<(), DropReason> {
+    if ingress == PortId::HOST {
+        return Err(DropReason::Loop);
+    }
+    // A peer sends us what is here. What only the default route covers it should not have sent.
+    if ingress.is_tunnel() && !is_router(header.destination, tables) {
+        return Err(DropReason::Loop);
+    }
+    // A pod of this node, or of another.
+    if matches!(header.protocol, protocol::IPV4 | protocol::IPV6) {
+        return Err(DropReason::TunnelFromPod);
+    }
+    Ok(())
 }
 
 /// Whether other nodes will accept `source` from this one.

@@ -4,7 +4,7 @@
 //!  Rx::recv ─▶ input ─▶ lookup ─▶ filter ─▶ rewrite ─▶ Tx::send
 //!              strip    longest   loops,    MTU, TTL,
 //!              check    prefix    spoofs    header
-//!                └▶ answered (ARP, NDP, ping, probe): back to the port it came from
+//!                └▶ answered (ARP, NDP, ping): back to the port it came from
 //! ```
 //! Any step may end it with a [`DropReason`]; [`icmp::answer`] then turns some of them into an ICMP error, which
 //! [`originate`] sends on its way.
@@ -21,7 +21,7 @@ mod tests;
 use crate::drop_reason::DropReason;
 use crate::packet::Packet;
 use crate::table::{Adjacency, PortId, Tables};
-use crate::wire::header::Header;
+use crate::wire::header::{Header, protocol};
 use input::Input;
 
 /// What the worker has to do with a packet that goes on.
@@ -55,11 +55,16 @@ pub fn forward(packet: &mut Packet, ingress: PortId, tables: &Tables) -> Result<
     let header = match input::input(packet, port, tables)? {
         Input::Transit(header) => header,
         Input::Answered => return Ok(Verdict::Answer),
-        Input::Heard => return Ok(Verdict::Heard),
     };
     match tables.lookup(header.destination) {
         Adjacency::Forward(path) => {
             filter::filter(&header, ingress, path, tables)?;
+            if path.port == PortId::HOST
+                && header.protocol == protocol::ICMP
+                && let Some(verdict) = probe::take(packet, ingress, tables)
+            {
+                return Ok(verdict);
+            }
             rewrite::rewrite(packet, &header, path, ingress)
         }
         Adjacency::Gateway => neighbor::ping(packet, &header, &port.kind).map(|()| Verdict::Answer),

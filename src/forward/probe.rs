@@ -1,33 +1,30 @@
 //! Probes that arrive by the tunnel (`wire::probe`): requests for this node are answered here, by the way they came, and
 //! replies are for the control side. The host would answer, too, but by the way that routes lead, and it would say nothing.
 
-use std::net::IpAddr;
-
-use super::input::Input;
-use super::rewrite;
+use super::{Verdict, rewrite};
 use crate::packet::{Offload, Packet};
-use crate::table::{Rewrite, Tables};
-use crate::wire::header::{Header, protocol};
-use crate::wire::outer::Outer;
+use crate::table::{Adjacency, PortId, Rewrite, Tables};
+use crate::wire::header::Header;
 use crate::wire::probe::{self, Probe};
 
-/// Whether a decapsulated packet may be one for this node; what costs more to find out is left to [`take`].
-#[inline(always)]
-pub(super) fn is_likely(header: &Header, tables: &Tables) -> bool {
-    header.protocol == protocol::ICMP && matches!(header.destination, IpAddr::V4(to) if tables.router_v4 == Some(to))
-}
-
-/// Makes a request the reply, outer headers included, and tells of a reply. None: it is no probe, and as it was.
-pub(super) fn take(packet: &mut Packet, header: &Header, outer: &Outer) -> Option<Input> {
+/// Makes a request for this node the reply, outer headers included, and tells of a reply. None: it is no probe, and as it was.
+/// `packet` is on its way from a tunnel to the host, past all checks.
+#[cold]
+#[inline(never)]
+pub(super) fn take(packet: &mut Packet, ingress: PortId, tables: &Tables) -> Option<Verdict> {
     if packet.offload != Offload::default() {
         return None;
     }
-    if Probe::read(packet.network())?.reply {
-        return Some(Input::Heard);
+    let (transport, node) = (ingress.transport()?, tables.node?);
+    let probe = Probe::read(packet.network()).filter(|probe| tables.router_v4 == Some(probe.destination))?;
+    if probe.reply {
+        return Some(Verdict::Heard);
     }
+    // The node that it came from, as decapsulation has found.
+    let Adjacency::Forward(path) = tables.lookup(probe.source.into()) else { return None };
+    let peer = path.rewrite.outer_destination()?;
     probe::answer(packet.network_mut());
-    let header = Header { tos: packet.network()[1], ..*header };
-    let rewrite = Rewrite::to_node(outer.transport, outer.destination, outer.source, false);
-    rewrite::encapsulate(packet, &header, &rewrite);
-    Some(Input::Answered)
+    let header = Header::parse(packet.network()).ok()?;
+    rewrite::encapsulate(packet, &header, &Rewrite::to_node(transport, node, peer, false));
+    Some(Verdict::Answer)
 }

@@ -42,7 +42,7 @@ impl PortId {
     /// Whether it is a tunnel, by whichever transport.
     #[inline]
     pub const fn is_tunnel(self) -> bool {
-        self.transport().is_some()
+        matches!(self, Self::TUNNEL | Self::TUNNEL_UDP)
     }
 
     /// As an index.

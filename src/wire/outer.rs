@@ -167,26 +167,19 @@ pub fn parse(bytes: &[u8]) -> Option<Outer> {
     if header.fragment != super::header::Fragment::No {
         return None;
     }
-    let (ipv6, inner) = match header.protocol {
-        protocol::IPV4 => (false, header.transport),
-        protocol::IPV6 => (true, header.transport),
+    let (transport, ipv6, inner) = match header.protocol {
+        protocol::IPV4 | protocol::IPV6 => (Transport::Ipip, header.protocol == protocol::IPV6, header.transport),
         protocol::UDP => {
-            inside_udp(&bytes[header.transport..header.length]).map(|ipv6| (ipv6, header.transport + UDP))?
+            let ipv6 = inside_udp(bytes.get(header.transport..header.length)?)?;
+            (Transport::Udp, ipv6, header.transport + UDP)
         }
         _ => return None,
     };
-    Some(Outer {
-        source,
-        destination,
-        transport: if header.protocol == protocol::UDP { Transport::Udp } else { Transport::Ipip },
-        tos: header.tos,
-        ipv6,
-        inner,
-        length: header.length,
-    })
+    Some(Outer { source, destination, transport, tos: header.tos, ipv6, inner, length: header.length })
 }
 
 /// Whether IPv6 is inside a UDP datagram; none when it is not one of a tunnel.
+#[inline(never)]
 fn inside_udp(datagram: &[u8]) -> Option<bool> {
     let &[_, _, a, b, c, d, _, _] = datagram.first_chunk::<UDP>()?;
     let (port, length) = (u16::from_be_bytes([a, b]), usize::from(u16::from_be_bytes([c, d])));
