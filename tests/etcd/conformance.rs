@@ -278,6 +278,7 @@ async fn a_lease_is_lost_with_its_entry<R: Rig>() {
 async fn thousands_are_listed_as_of_one_moment<R: Rig>() {
     let Some(rig) = R::new() else { return };
     let store = rig.store();
+    let start = store.list(&[Kind::Pool]).await.map(|listing| listing.revision).unwrap();
     let names: Vec<_> = (0..3000).map(|number| format!("{number:05}")).collect();
     for part in names.chunks(50) {
         futures(part.iter().map(|name| put(store, name))).await;
@@ -302,6 +303,17 @@ async fn thousands_are_listed_as_of_one_moment<R: Rig>() {
         take(&mut watch, rest).await.0.into_iter().map(|(name, _)| name[1..].to_owned()).collect();
     assert!(listed.is_disjoint(&watched));
     assert_eq!(listed.len() + watched.len(), 3030);
+    // The whole history in a few batches, each from a watch of its own: where one ends the next goes on.
+    let (mut told_all, mut after, mut batches) = (Vec::new(), start, 0);
+    while told_all.len() < 3030 {
+        let mut watch = store.watch(after).await.unwrap();
+        let batch = timeout(PATIENCE, watch.next()).await.expect("a batch in time").unwrap();
+        told_all.extend(batch.changes.iter().map(told));
+        after = batch.revision;
+        batches += 1;
+    }
+    assert!(told_all.is_sorted_by(|left, right| left.1 < right.1), "once and in order");
+    assert_eq!(told_all.len(), 3030, "in {batches}");
 }
 
 /// All of them, at the same time.

@@ -90,8 +90,7 @@ impl EtcdWatch {
         let changes = events.filter_map(|event| change(prefix, event)).filter(|(at, _)| *at > self.after);
         let changes = changes.map(|(_, change)| change).collect();
         // The header tells how far the store is, which may be further than what was sent (of a long history a thousand
-        // revisions are sent at once), and the answer to a progress request may overtake changes (etcd issue 15220,
-        // mended in 3.4.25 and 3.5.8).
+        // revisions are sent at once), and the answer to a progress request may overtake changes (etcd issue 15220).
         let last = response.events().last().and_then(Event::kv).map_or(0, |kv| kv.mod_revision());
         self.after = self.after.max(last.unsigned_abs());
         Ok(Batch { changes, revision: self.after })
