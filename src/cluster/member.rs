@@ -23,7 +23,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::claim::Claiming;
+use super::claim::{Claiming, is_ipv6};
 use super::holdings::{Durable, Holdings};
 use super::identity::{Identity, Policy};
 use super::record::{self, Block, Stage};
@@ -259,6 +259,13 @@ impl Member {
     /// Addresses within its ranges that it does not give out.
     pub fn withheld(&self) -> impl Iterator<Item = IpAddr> {
         self.durable.owned.values().flat_map(|owned| owned.withheld.iter().copied())
+    }
+
+    /// The families that pods get an address of, true for IPv6: those of the ranges that this node may have.
+    pub fn families(&self) -> Vec<bool> {
+        let fixed = |ipv6: bool| self.policy.fixed.iter().any(|&prefix| is_ipv6(prefix) == ipv6);
+        let pools = |ipv6: bool| self.policy.fixed.is_empty() && self.usable_pools(ipv6).next().is_some();
+        [false, true].into_iter().filter(|&ipv6| fixed(ipv6) || pools(ipv6)).collect()
     }
 
     /// Blocks that others have by now: their addresses are no pod's of this node any more. Told once.

@@ -288,13 +288,6 @@ impl Daemon {
         if self.cluster.given.as_ref() == Some(&given) {
             return;
         }
-        let here = |address: &IpAddr| {
-            let owned = member.owned().any(|prefix| prefix.contains(address));
-            owned || member.durable().borrowed.contains(address)
-        };
-        for own in self.ipam.own().to_vec().into_iter().filter(|own| !here(own)) {
-            self.ipam.drop_own(own);
-        }
         let [ipv4, ipv6] = member.families();
         self.ipam.require(ipv4, ipv6);
         let (ranges, withheld, reserved) = given.clone();
@@ -372,6 +365,7 @@ impl Daemon {
     fn cut_off_lost(&mut self) {
         for prefix in self.cluster.member.take_lost() {
             tracing::error!(%prefix, "another node has this range: its pods here are cut off");
+            self.ipam.lose(prefix);
             let hit = self
                 .attachments
                 .iter()
