@@ -27,19 +27,22 @@ impl Member {
     /// Offers addresses when no block is free, and takes them back when this node needs them.
     pub(super) fn lend(&mut self, holdings: &Holdings) -> Vec<Write> {
         let mut writes = Vec::new();
+        let surplus = |ipv6| self.free(holdings, ipv6).saturating_sub(2 * self.low(ipv6));
+        let mut surplus = [surplus(false), surplus(true)];
         for prefix in self.owned().filter(|&prefix| self.agrees(prefix)).collect::<Vec<_>>() {
             if self.is_idle(&Key::new(Kind::Block, prefix)) {
-                writes.extend(self.lend_of(prefix, holdings));
+                writes.extend(self.lend_of(prefix, holdings, &mut surplus[usize::from(is_ipv6(prefix))]));
             }
         }
         writes
     }
 
-    fn lend_of(&mut self, prefix: IpNet, holdings: &Holdings) -> Option<Write> {
+    /// `surplus`: as many addresses could be offered, of all blocks together.
+    fn lend_of(&mut self, prefix: IpNet, holdings: &Holdings, surplus: &mut u128) -> Option<Write> {
         let known = self.stored(prefix)?.clone();
         let (block, ipv6) = (known.record, is_ipv6(prefix));
         let (free, low) = (self.free(holdings, ipv6), self.low(ipv6));
-        let offers = !self.policy.strict_affinity && free > 2 * low && self.choose(ipv6).is_none();
+        let offers = !self.policy.strict_affinity && *surplus > 0 && self.choose(ipv6).is_none();
         let owned = self.durable.owned.get_mut(&prefix)?;
         if self.recalled.get(&prefix).is_some_and(|&revision| known.revision > revision) {
             // Whatever was to offer them once can't come true any more.
@@ -54,8 +57,10 @@ impl Member {
         }
         if offers && block.offered.len() < OFFER && !self.recalled.contains_key(&prefix) {
             let spare = holdings.fill.get(&prefix).map(|fill| &fill.spare[..]).unwrap_or_default();
-            let room = usize::try_from(free - 2 * low).unwrap_or(OFFER).min(OFFER - block.offered.len());
-            owned.withheld.extend(spare.iter().take(room));
+            let room = usize::try_from(*surplus).unwrap_or(OFFER).min(OFFER - block.offered.len());
+            for &address in spare.iter().take(room) {
+                *surplus -= u128::from(owned.withheld.insert(address));
+            }
         }
         let mut offered = owned.withheld.clone();
         offered.retain(|address| !block.lent.contains_key(address));

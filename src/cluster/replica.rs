@@ -309,7 +309,12 @@ impl Replica {
     /// The store has these no more: they are removed, or held if they are too many to be believed.
     fn lose(&mut self, keys: &[Key], rewound: bool, now: Duration) {
         let (meant, doubtful): (Vec<&Key>, Vec<&Key>) = keys.iter().partition(|key| self.may_go(key));
-        meant.into_iter().for_each(|key| self.remove(key));
+        for key in meant {
+            if key.kind == Kind::Node {
+                self.forget_held_of(&key.name);
+            }
+            self.remove(key);
+        }
         while self.losses.front().is_some_and(|&at| now.saturating_sub(at) > WINDOW) {
             self.losses.pop_front();
         }
@@ -319,6 +324,12 @@ impl Replica {
         for key in doubtful {
             if !self.trusting && (rewound || many) { self.hold(key) } else { self.remove(key) }
         }
+    }
+
+    /// A node was deleted: what the store had lost of it is lost.
+    fn forget_held_of(&mut self, node: &str) {
+        let held = self.blocks_of(node).filter(|(_, known)| known.held && known.record.node == node);
+        held.map(|(prefix, _)| prefix).collect::<Vec<_>>().into_iter().for_each(|prefix| self.remove_block(prefix));
     }
 
     /// Whether it is no loss: a claim that came too late, what a leaving node had, one pool of several.

@@ -136,7 +136,8 @@ impl Member {
             return Err(format!("node {name} ({address}) is alive; stop tapird there, and ask again in half a minute"));
         }
         let record = Node { leaving: true, ..known.record.clone() };
-        Ok(put(Kind::Node, name, &record, Expect::Revision(known.revision)))
+        let expect = if known.held { Expect::Absent } else { Expect::Revision(known.revision) };
+        Ok(put(Kind::Node, name, &record, expect))
     }
 }
 

@@ -188,6 +188,13 @@ impl Ledger {
         self.nodes[node].estranged.iter_mut().for_each(|one| one.ends = None);
     }
 
+    /// What was given back of a prefix by others was not known to who took it.
+    pub fn excuse_released(&mut self, prefix: IpNet, by: Option<usize>) {
+        let inside =
+            self.released.iter_mut().filter(|(address, one)| prefix.contains(*address) && Some(one.node) != by);
+        inside.for_each(|(_, one)| one.excused = true);
+    }
+
     /// Every node that gives out of what `prefix` has in common with its ranges, or has addresses of it.
     pub fn concerned(&self, prefix: IpNet) -> Vec<(usize, IpNet)> {
         let ranges =

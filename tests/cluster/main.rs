@@ -6,6 +6,7 @@
 //! for more; `TAPIR_SIM_LOG=1` tells what happened before a failure.
 
 mod daemon;
+mod faults;
 mod ledger;
 mod link;
 mod machine;

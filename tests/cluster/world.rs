@@ -410,6 +410,7 @@ impl World {
         }
         let fresh = before.as_ref().is_none_or(|before| before.stage == Stage::Pending || before.node != after.node);
         if fresh && self.store.rewound.is_some() {
+            self.ledger.excuse_released(*prefix, self.machine(&after.node));
             for (node, net) in self.ledger.concerned(*prefix) {
                 if self.machines[node].identity.name != after.node {
                     self.ledger.estrange(node, net, when, LOST_REWOUND);
