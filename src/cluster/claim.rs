@@ -76,7 +76,10 @@ impl Member {
             return Some(Write { key: Key::new(Kind::Block, prefix), value: None, expect });
         }
         if block.claim != owned.claim {
-            return Some(put(Kind::Block, prefix, &Block { claim: owned.claim, ..block }, expect));
+            // What it says of offers and loans is true unless the store has forgotten some.
+            let mine = self.as_remembered(prefix, &owned, block.stage);
+            let mine = if self.is_old(known.revision) { mine } else { Block { claim: owned.claim, ..block } };
+            return Some(put(Kind::Block, prefix, &mine, expect));
         }
         match block.stage {
             Stage::Pending => drop(self.claiming.entry(prefix).or_insert(Claiming { claim: owned.claim })),
@@ -91,18 +94,19 @@ impl Member {
             self.durable.owned.remove(&prefix);
             return None;
         }
-        let mine = |stage| Block { node: self.me.name.clone(), claim: owned.claim.clone(), stage, ..block.clone() };
+        let mine = |stage| self.as_remembered(prefix, &owned, stage);
         if block.stage == Stage::Pending {
             // It gives out nothing yet, and here there are pods.
             return Some(put(Kind::Block, prefix, &mine(Stage::Pending), expect));
         }
-        let since = *self.contested.entry(prefix).or_insert(now);
+        let since = self.contested.get(&prefix).copied().unwrap_or(now);
         let age = now.saturating_sub(since);
         let alive = self.alive.as_ref().filter(|(_, at)| *at >= since).map(|(names, _)| names.contains(&block.node));
-        if self.rewound && age >= LOST && alive == Some(false) {
+        if self.is_rewound() && age >= LOST && alive == Some(false) {
             return Some(put(Kind::Block, prefix, &mine(Stage::Confirmed), expect));
         }
-        if age >= if self.rewound { LOST_REWOUND } else { LOST } {
+        self.contested.insert(prefix, since);
+        if age >= if self.is_rewound() { LOST_REWOUND } else { LOST } {
             self.lose(prefix);
         }
         None
@@ -112,10 +116,12 @@ impl Member {
     /// it has lost its memory.
     fn meet_own_block(&mut self, prefix: IpNet, known: &Known<Block>) -> Option<Write> {
         let block = &known.record;
-        let adopted = (self.fresh || !block.lent.is_empty()) && block.stage == Stage::Confirmed;
+        let lends = !block.lent.is_empty() && !self.is_old(known.revision);
+        let adopted = (self.fresh || lends) && block.stage == Stage::Confirmed;
         if adopted {
             let withheld = block.offered.iter().chain(block.lent.keys()).copied().collect();
-            let owned = Owned { claim: block.claim.clone(), releasing: false, withheld };
+            let (claim, lent) = (block.claim.clone(), block.lent.clone());
+            let owned = Owned { claim, releasing: false, withheld, lent };
             self.durable.owned.insert(prefix, owned);
             return None;
         }
@@ -163,14 +169,26 @@ impl Member {
     }
 
     fn pending(&self, prefix: IpNet, claim: &str) -> Block {
-        let withheld = self.durable.owned.get(&prefix).map(|owned| owned.withheld.clone()).unwrap_or_default();
-        Block {
-            node: self.me.name.clone(),
-            claim: claim.to_owned(),
-            stage: Stage::Pending,
-            offered: withheld,
-            lent: Default::default(),
-        }
+        let mut owned = self.durable.owned.get(&prefix).cloned().unwrap_or_default();
+        claim.clone_into(&mut owned.claim);
+        self.as_remembered(prefix, &owned, Stage::Pending)
+    }
+
+    /// A block of this node as this node remembers it.
+    fn as_remembered(&self, prefix: IpNet, owned: &Owned, stage: Stage) -> Block {
+        let Owned { claim, withheld, lent, .. } = owned.clone();
+        let offered = withheld.into_iter().filter(|address| !lent.contains_key(address) && prefix.contains(address));
+        Block { node: self.me.name.clone(), claim, stage, offered: offered.collect(), lent }
+    }
+
+    /// Whether a store that has forgotten much says what it said before that.
+    pub(super) fn is_old(&self, revision: u64) -> bool {
+        self.durable.rewound.is_some_and(|rewound| revision <= rewound)
+    }
+
+    /// Whether the store has ever forgotten what it once said.
+    pub(super) fn is_rewound(&self) -> bool {
+        self.durable.rewound.is_some()
     }
 
     /// Whether another block has an address in common with `prefix` and comes before a claim written at `revision`.
@@ -221,7 +239,8 @@ impl Member {
         }
         let fixed = &self.policy.fixed;
         for (prefix, owned) in self.durable.owned.iter_mut().filter(|(prefix, _)| !fixed.contains(prefix)) {
-            let empty = holdings.fill.get(prefix).is_none_or(|fill| fill.assigned + fill.cooling == 0);
+            // Of a block that is not trusted just now it is not known.
+            let empty = holdings.fill.get(prefix).is_some_and(|fill| fill.assigned + fill.cooling == 0);
             owned.releasing |= empty;
         }
     }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::Revision;
 use super::record::Usage;
 
 /// A block of this node.
@@ -19,6 +20,9 @@ pub struct Owned {
     /// Addresses that this node does not give out: offered to others, or lent.
     #[serde(default)]
     pub withheld: BTreeSet<IpAddr>,
+    /// Those of them that others have, as the store last said: a store that has forgotten it is told again.
+    #[serde(default)]
+    pub lent: BTreeMap<IpAddr, String>,
 }
 
 /// What a node has to remember by itself.
@@ -30,6 +34,10 @@ pub struct Durable {
     /// Addresses of other nodes' blocks that it may give out.
     #[serde(default)]
     pub borrowed: BTreeSet<IpAddr>,
+    /// The store once forgot what it had said, and was at this revision then: what was last written up to there may be
+    /// long over.
+    #[serde(default)]
+    pub rewound: Option<Revision>,
 }
 
 /// How full a range is.

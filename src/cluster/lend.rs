@@ -14,6 +14,7 @@ use super::claim::{IDLE, is_ipv6};
 use super::holdings::Holdings;
 use super::member::{Member, put};
 use super::record::{Block, Stage};
+use super::replica::Known;
 use super::{Expect, Key, Kind, Write};
 
 /// The most addresses of a block that are offered at a time.
@@ -49,6 +50,7 @@ impl Member {
             self.recalled.remove(&prefix);
             owned.withheld.clear();
         }
+        owned.lent.clone_from(&block.lent);
         owned.withheld.extend(block.offered.iter().chain(block.lent.keys()));
         let expect = Expect::Revision(known.revision);
         if free < low && owned.withheld.len() > block.lent.len() {
@@ -99,7 +101,11 @@ impl Member {
             let block = &known.record;
             let theirs = block.node != self.me.name && block.stage == Stage::Confirmed && !known.held;
             let usable = pools.iter().any(|pool| pool.contains(*prefix));
-            theirs && usable && !block.offered.is_empty() && self.is_idle(&Key::new(Kind::Block, prefix))
+            theirs
+                && usable
+                && !self.is_old(known.revision)
+                && !block.offered.is_empty()
+                && self.is_idle(&Key::new(Kind::Block, prefix))
         });
         let (prefix, known) = offering?;
         let mut block = known.record.clone();
@@ -127,7 +133,8 @@ impl Member {
         for address in self.durable.borrowed.clone() {
             let prefix = IpNet::from(address);
             let idle = self.empty.get(&prefix).is_some_and(|&since| now.saturating_sub(since) >= IDLE);
-            if idle && self.free(holdings, address.is_ipv6()) >= 2 * self.low(address.is_ipv6()) {
+            // As many are left without it.
+            if idle && self.free(holdings, address.is_ipv6()) > 2 * self.low(address.is_ipv6()) {
                 self.durable.borrowed.remove(&address);
             }
         }
@@ -156,14 +163,16 @@ impl Member {
 
     fn lent_to_me(&self) -> impl Iterator<Item = (IpNet, IpAddr)> {
         let me = &self.me.name;
-        self.replica.blocks_of(me).filter(|(_, known)| !known.held).flat_map(move |(prefix, known)| {
+        // What its owner has not confirmed since the store forgot much may be long over.
+        let current = |(_, known): &(IpNet, &Known<Block>)| !known.held && !self.is_old(known.revision);
+        self.replica.blocks_of(me).filter(current).flat_map(move |(prefix, known)| {
             known.record.lent.iter().filter(move |(_, to)| *to == me).map(move |(&address, _)| (prefix, address))
         })
     }
 
     /// Whether the store agrees that this node has borrowed an address.
     pub(super) fn is_lent_to_me(&self, address: IpAddr) -> bool {
-        let known = self.replica.block_of(address).map(|(_, known)| known);
-        known.is_some_and(|known| known.held || known.record.lent.get(&address) == Some(&self.me.name))
+        let mut blocks = self.replica.overlapping(IpNet::from(address));
+        blocks.any(|(_, known)| known.held || known.record.lent.get(&address) == Some(&self.me.name))
     }
 }

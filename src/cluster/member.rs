@@ -85,8 +85,6 @@ pub struct Member {
     busy: BTreeMap<Key, Busy>,
     /// The store is there, and was read.
     pub(super) connected: bool,
-    /// The store has forgotten what it once said.
-    pub(super) rewound: bool,
     /// This node's own memory was lost: what the store says is its, is.
     pub(super) fresh: bool,
     told: Duration,
@@ -118,7 +116,6 @@ impl Member {
             lost: Vec::new(),
             busy: BTreeMap::new(),
             connected: false,
-            rewound: false,
             fresh,
             told: Duration::ZERO,
             seed,
@@ -133,18 +130,23 @@ impl Member {
 
     /// Takes in everything that the store has.
     pub fn listed(&mut self, entries: Vec<Entry>, revision: Revision, rewound: bool, now: Duration) {
-        self.rewound |= rewound;
         self.replica.list(entries, revision, rewound, now);
         if !self.connected || rewound {
             self.busy.clear();
+        }
+        if rewound {
+            self.durable.rewound = Some(revision);
+            self.renew_claims();
         }
         self.connected = true;
         self.heard();
     }
 
-    /// Takes in what has changed, up to `revision`.
+    /// Takes in what has changed, up to `revision`. Without changes: the store is there again, and can tell all that was
+    /// missed.
     pub fn changed(&mut self, changes: Vec<Change>, revision: Revision, now: Duration) {
         self.replica.change(changes, revision, now);
+        self.connected = true;
         self.heard();
     }
 
@@ -163,7 +165,7 @@ impl Member {
     pub fn asks_who_is_alive(&self, now: Duration) -> bool {
         let age = self.alive.as_ref().map_or(Duration::MAX, |(_, at)| now.saturating_sub(*at));
         let leaving = self.replica.nodes().values().any(|known| known.record.leaving);
-        let doubtful = self.refused.contains_key(&Kind::Address) || (self.rewound && !self.contested.is_empty());
+        let doubtful = self.refused.contains_key(&Kind::Address) || (self.is_rewound() && !self.contested.is_empty());
         self.connected && ((leaving || doubtful) && age >= super::sweep::OBSERVE)
     }
 
@@ -366,8 +368,11 @@ impl Member {
     }
 
     fn make_pools(&self) -> Vec<Write> {
+        // What the store has lost is everybody's to write again.
+        let held = self.replica.pools().iter().filter(|(_, known)| known.held);
+        let mut lost = held.map(|(prefix, known)| put(Kind::Pool, prefix, &known.record, Expect::Absent));
         if !self.replica.pools().is_empty() {
-            return Vec::new();
+            return lost.find(|write| self.is_idle(&write.key)).into_iter().collect();
         }
         let missing = self.policy.pools.iter().map(|(prefix, pool)| put(Kind::Pool, prefix, pool, Expect::Absent));
         missing.filter(|write| self.is_idle(&write.key)).collect()

@@ -38,8 +38,9 @@ impl Member {
     }
 
     /// This node was thought to be gone, and its blocks may be being freed: each is to be written anew, so that who
-    /// acts on the old picture fails.
-    fn renew_claims(&mut self) {
+    /// acts on the old picture fails. What others don't follow may be gone already.
+    pub(super) fn renew_claims(&mut self) {
+        self.own.clear();
         for prefix in self.owned().collect::<Vec<_>>() {
             let claim = self.new_claim();
             if let Some(owned) = self.durable.owned.get_mut(&prefix) {

@@ -63,6 +63,8 @@ pub struct Replica {
     blocks: BTreeMap<IpNet, Known<Block>>,
     /// The blocks that a node owns, or has borrowed from.
     blocks_of: BTreeMap<String, BTreeSet<IpNet>>,
+    /// Blocks that the store had lost and their owners are claiming anew: the routes to them stay meanwhile.
+    renewed: BTreeSet<IpNet>,
     /// Entries that can't be read, and why.
     unreadable: BTreeMap<Key, String>,
     /// When entries were lost lately, the newest last.
@@ -154,7 +156,7 @@ impl Replica {
         let mut prefixes = Vec::new();
         for (prefix, known) in self.blocks_of(node) {
             let block = &known.record;
-            if block.stage != Stage::Confirmed && !known.held {
+            if block.stage != Stage::Confirmed && !known.held && !self.renewed.contains(&prefix) {
                 continue;
             }
             if block.node == node {
@@ -261,10 +263,13 @@ impl Replica {
         if let Some(address) = addresses.find(|address| !prefix.contains(*address)) {
             return Err(format!("{address} is none of its addresses"));
         }
-        // Its owner claims anew what the store has lost: the routes to it stay meanwhile.
-        let same = |known: &Known<Block>| known.held && known.record.node == record.node;
-        let held = record.stage == Stage::Pending && self.blocks.get(&prefix).is_some_and(same);
+        let held = |known: &Known<Block>| known.held || self.renewed.contains(&prefix);
+        let same = |known: &Known<Block>| held(known) && known.record.node == record.node;
+        let renewed = record.stage == Stage::Pending && self.blocks.get(&prefix).is_some_and(same);
         self.remove_block(prefix);
+        if renewed {
+            self.renewed.insert(prefix);
+        }
         if record.stage == Stage::Confirmed {
             let replaced = self.overlapping(prefix).filter(|(_, known)| known.held).map(|(prefix, _)| prefix);
             replaced.collect::<Vec<_>>().into_iter().for_each(|prefix| self.remove_block(prefix));
@@ -273,11 +278,12 @@ impl Replica {
             self.affected.nodes.insert(node.clone());
             self.blocks_of.entry(node.clone()).or_default().insert(prefix);
         }
-        self.blocks.insert(prefix, Known { revision, record, held });
+        self.blocks.insert(prefix, Known { revision, record, held: false });
         Ok(())
     }
 
     fn remove_block(&mut self, prefix: IpNet) {
+        self.renewed.remove(&prefix);
         let Some(known) = self.blocks.remove(&prefix) else { return };
         for node in known.record.lent.values().chain([&known.record.node]) {
             self.affected.nodes.insert(node.clone());
@@ -339,7 +345,13 @@ impl Replica {
             Kind::Node => leaving(&key.name),
             Kind::Block => {
                 let block = record::prefix(key).and_then(|prefix| self.blocks.get(&prefix));
-                block.is_none_or(|known| known.record.stage == Stage::Pending || leaving(&known.record.node))
+                let renewed = |known: &Known<Block>| {
+                    record::prefix(key).is_some_and(|prefix| self.renewed.contains(&prefix))
+                        && !leaving(&known.record.node)
+                };
+                block.is_none_or(|known| {
+                    known.record.stage == Stage::Pending && !renewed(known) || leaving(&known.record.node)
+                })
             }
             Kind::Pool => self.pools.len() > 1,
             Kind::Format | Kind::Usage | Kind::Address | Kind::Alive => true,

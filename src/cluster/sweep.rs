@@ -46,6 +46,10 @@ impl Member {
     fn observe(&mut self, reachable: &BTreeSet<String>) {
         let leaving = |name: &String| self.replica.nodes().get(name).is_some_and(|known| known.record.leaving);
         self.absent.retain(|name, _| leaving(name));
+        if self.absent.is_empty() {
+            // Who is deleted another time has other entries by then.
+            self.swept.clear();
+        }
         let Some((alive, at)) = &self.alive else { return };
         for (name, _) in self.replica.nodes().iter().filter(|(_, known)| known.record.leaving) {
             if alive.contains(name) || reachable.contains(name) {

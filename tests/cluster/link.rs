@@ -301,7 +301,9 @@ impl World {
             let lives = self.machine(&name).is_some_and(|index| !self.machines[index].gone);
             let kept = after.get(&name).cloned().unwrap_or_default();
             for prefix in prefixes.difference(&kept).filter(|_| lives && !self.declared.contains(&name)) {
-                let listed = listed.contains(&Key::new(Kind::Block, prefix));
+                let outer = (0..=prefix.prefix_len())
+                    .filter_map(|length| Some(IpNet::new(prefix.addr(), length).ok()?.trunc()));
+                let listed = outer.into_iter().any(|outer| listed.contains(&Key::new(Kind::Block, outer)));
                 let other = after.values().flatten().any(|other| other.contains(prefix) || prefix.contains(other));
                 if !listed && !other {
                     return Err(format!("n{node} forgets {prefix} of {name}: the store was rewound"));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tapir::cluster::record::{Address, Stage, Usage};
+use tapir::cluster::record::{Address, Block, Stage, Usage};
 use tapir::cluster::{Key, Kind};
 
 use crate::machine::Machine;
@@ -34,17 +34,19 @@ impl World {
 
     fn check_entries(&self) -> Result<(), String> {
         let nodes = self.store.nodes();
-        if let Some(name) = nodes.iter().find(|(_, node)| node.leaving).map(|(name, _)| name) {
-            return Err(format!("node {name} is still leaving"));
+        for (name, _) in nodes.iter().filter(|(_, node)| node.leaving) {
+            let lends = |block: &Block| block.node == *name && block.lent.values().any(|to| to != name);
+            // A block stays as long as others have addresses of it.
+            if !self.store.blocks().values().any(lends) {
+                return Err(format!("node {name} is still leaving"));
+            }
         }
         for (prefix, block) in self.store.blocks() {
             if block.stage == Stage::Pending && self.lives(&block.node) {
                 return Err(format!("{prefix} of {} is still pending", block.node));
             }
             for name in block.lent.values().chain([&block.node]) {
-                // Of a store that was wiped, a node that is gone for good says nothing any more.
-                let forgotten = self.store.rewound.is_some() && !self.lives(name);
-                if !nodes.contains_key(name) && !forgotten {
+                if !nodes.contains_key(name) {
                     return Err(format!("{prefix} is of {name}, or lent to it, which is no node"));
                 }
             }
@@ -87,10 +89,7 @@ impl World {
         }
         for (_, other) in self.residents().filter(|(other, _)| *other != index) {
             let Some(other_daemon) = &other.daemon else { continue };
-            let mut prefixes = other_daemon.member.replica().prefixes_of(name);
-            // Of what was lost with the store and its owner nobody new can know.
-            let replica = daemon.member.replica();
-            prefixes.extend(replica.blocks().iter().filter(|(_, known)| known.held).map(|(prefix, _)| *prefix));
+            let prefixes = other_daemon.member.replica().prefixes_of(name);
             if let Some(address) =
                 machine.held().into_iter().find(|address| !prefixes.iter().any(|net| net.contains(address)))
             {
@@ -127,7 +126,12 @@ impl World {
     fn is_of_the_living(&self, key: &Key, replica: &tapir::cluster::Replica) -> bool {
         let block = tapir::cluster::record::prefix(key).and_then(|prefix| replica.blocks().get(&prefix));
         match key.kind {
-            Kind::Block => block.is_some_and(|known| self.lives(&known.record.node)),
+            // What its owner does not know either is kept until somebody says that the loss is meant.
+            Kind::Block => block.is_some_and(|known| {
+                let owner = self.machine(&known.record.node).and_then(|index| self.machines[index].daemon.as_ref());
+                let prefix = tapir::cluster::record::prefix(key);
+                owner.is_some_and(|owner| owner.member.owned().any(|owned| Some(owned) == prefix))
+            }),
             _ => true,
         }
     }

@@ -88,6 +88,16 @@ pub struct Outcome {
     pub events: u64,
 }
 
+impl Outcome {
+    /// Counts another's with its own.
+    pub fn add(&mut self, other: &Self) {
+        self.excused += other.excused;
+        self.answered += other.answered;
+        self.refused += other.refused;
+        self.events += other.events;
+    }
+}
+
 impl World {
     /// The start of a script.
     pub fn new(script: &Script, mutation: Mutation) -> Self {
@@ -159,7 +169,7 @@ impl World {
             _ if self.machines[node].daemon.is_none() => return Ok(()),
             Event::Tick => {
                 self.wake(node);
-                let wait = TICK * if self.calm { 2 } else { 1 };
+                let wait = TICK * if self.calm { 4 } else { 1 };
                 self.after(wait, node, Event::Tick);
             }
             Event::Answer(answer) => self.hear(node, answer)?,
