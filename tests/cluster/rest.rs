@@ -46,7 +46,9 @@ impl World {
                 return Err(format!("{prefix} of {} is still pending", block.node));
             }
             for name in block.lent.values().chain([&block.node]) {
-                if !nodes.contains_key(name) {
+                // Of a store that was wiped, a node that is gone for good says nothing any more.
+                let forgotten = self.store.rewound.is_some() && !self.lives(name);
+                if !nodes.contains_key(name) && !forgotten {
                     return Err(format!("{prefix} is of {name}, or lent to it, which is no node"));
                 }
             }
@@ -89,7 +91,10 @@ impl World {
         }
         for (_, other) in self.residents().filter(|(other, _)| *other != index) {
             let Some(other_daemon) = &other.daemon else { continue };
-            let prefixes = other_daemon.member.replica().prefixes_of(name);
+            let mut prefixes = other_daemon.member.replica().prefixes_of(name);
+            // Of what was lost with the store and its owner nobody new can know.
+            let replica = daemon.member.replica();
+            prefixes.extend(replica.blocks().iter().filter(|(_, known)| known.held).map(|(prefix, _)| *prefix));
             if let Some(address) =
                 machine.held().into_iter().find(|address| !prefixes.iter().any(|net| net.contains(address)))
             {
