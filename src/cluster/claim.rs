@@ -338,15 +338,6 @@ impl Member {
         })
     }
 
-    /// Families that this node's pods get addresses of: IPv4, IPv6.
-    pub fn families(&self) -> [bool; 2] {
-        let fixed = &self.policy.fixed;
-        [false, true].map(|ipv6| match fixed.is_empty() {
-            true => self.usable_pools(ipv6).next().is_some(),
-            false => fixed.iter().any(|prefix| is_ipv6(*prefix) == ipv6),
-        })
-    }
-
     /// Whether more addresses of a family may come without anybody's doing.
     pub fn expects_more(&self, ipv6: bool) -> bool {
         let coming = self.claiming.keys().any(|prefix| is_ipv6(*prefix) == ipv6);

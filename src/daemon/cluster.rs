@@ -288,8 +288,8 @@ impl Daemon {
         if self.cluster.given.as_ref() == Some(&given) {
             return;
         }
-        let [ipv4, ipv6] = member.families();
-        self.ipam.require(ipv4, ipv6);
+        let families = member.families();
+        self.ipam.require(families.contains(&false), families.contains(&true));
         let (ranges, withheld, reserved) = given.clone();
         self.dirty |= self.ipam.set_ranges(&ranges, withheld, reserved);
         self.cluster.given = Some(given);

@@ -156,7 +156,8 @@ impl World {
                 Answer::Whose(Some(entry.map(|entry| entry.value.clone())))
             }
             Request::Announce(name, value) => {
-                Answer::Announced(Some((memory.announce(&name, &value, TTL, self.now), origin)))
+                let lease = memory.announce(&name, &value, TTL, self.now);
+                Answer::Announced(lease.ok().map(|lease| (lease, origin)))
             }
             Request::Renew(lease, of) => Answer::Renewed(Some(of == origin && memory.renew(&lease, self.now))),
         }))

@@ -75,6 +75,7 @@ impl Machine {
             strict_affinity: setup.strict,
             max_blocks: setup.max_blocks,
             fixed: fixed.into_iter().collect(),
+            trusting: false,
             pools: pools.collect(),
         };
         Self {
