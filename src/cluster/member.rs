@@ -399,7 +399,9 @@ impl Member {
                 self.meet_address(key, &value, revision)
             }
             Kind::Address | Kind::Usage if key.name != self.me.name => self.meet_swept(key, value, revision),
-            _ => drop(self.own.insert(key, (revision, value))),
+            // What is there is not compared with what should be, but written again: a write that nobody heard of, of this
+            // daemon or the one before, may yet come to pass otherwise.
+            _ => drop(self.own.insert(key, (revision, String::new()))),
         }
     }
 }

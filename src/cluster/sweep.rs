@@ -82,7 +82,7 @@ impl Member {
         if !blocks.is_empty() || !loans.is_empty() {
             return blocks.into_iter().chain(loans).collect();
         }
-        if self.replica.blocks_of(name).next().is_some() {
+        if self.replica.blocks_of(name).any(|(_, known)| !known.held) {
             return Vec::new();
         }
         let Some(known) = self.replica.nodes().get(name) else { return Vec::new() };

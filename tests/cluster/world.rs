@@ -418,6 +418,18 @@ impl World {
         if let Some(node) = self.machine(&after.node) {
             self.ledger.reconcile(node, *prefix);
         }
+        if self.store.rewound.is_some() {
+            let known = |address: &IpAddr, to: &String| {
+                before.as_ref().is_some_and(|before| before.lent.get(address) == Some(to))
+            };
+            for (&address, to) in after.lent.iter().filter(|(address, to)| !known(address, to)) {
+                for (node, _) in self.ledger.concerned(address.into()) {
+                    if self.machines[node].identity.name != *to {
+                        self.ledger.estrange(node, address.into(), when, LOST_REWOUND);
+                    }
+                }
+            }
+        }
         let fresh = before.as_ref().is_none_or(|before| before.stage == Stage::Pending || before.node != after.node);
         if fresh && self.store.rewound.is_some() {
             self.ledger.excuse_released(*prefix, self.machine(&after.node));
