@@ -151,3 +151,24 @@ fn a_host_without_ipv6_is_warned_of() {
     assert!(a.namespace.pings(of_b[1]), "pods have IPv6 all the same");
     assert!(node.namespace.pings(of_a[0]));
 }
+
+#[test]
+fn the_tunnel_inside_udp_is_open_where_it_may_be_used() {
+    if !privileged() {
+        return;
+    }
+    for transport in ["ipip", "udp", "auto"] {
+        let node = Node::start(&format!("{NETWORK}\n[underlay]\ntransport = \"{transport}\"\n"));
+        assert!(node.status().ready, "{transport}: {:?}", node.status().problems);
+        // Port 5555 and protocol 17, in the kernel's lists of sockets.
+        let udp = node.namespace.exec("cat /proc/net/udp").contains(":15B3 ");
+        let raw = node.namespace.exec("cat /proc/net/raw").contains(":0011 ");
+        let counted = node.namespace.exec("curl -s http://127.0.0.1:9477/metrics").contains("\"tunnel-udp\"");
+        assert_eq!([udp, raw, counted], [transport != "ipip"; 3], "{transport}");
+        // Its device is found to be another MTU: the sockets are opened again.
+        node.namespace.ip("link set under0 mtu 1400");
+        eventually("the underlay is looked at", || node.status().tunnel.mtu == 1380);
+        eventually("all is well again", || node.status().ready);
+        assert_eq!(node.namespace.exec("cat /proc/net/udp").contains(":15B3 "), udp, "{transport}");
+    }
+}

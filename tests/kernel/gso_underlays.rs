@@ -144,7 +144,7 @@ fn what_the_device_does_not_take_is_too_big() {
         assert_eq!(packets[1].bytes(), before, "a lost packet is as it was");
         let TunnelError { peer, kind, code, mtu, offender, quote } = sender.take_error().expect("an error");
         assert_eq!((peer, kind, code, mtu, offender), (B, 3, 4, 1300, None));
-        assert_eq!(quote.len(), 1300.min(20 + length));
+        assert_eq!(quote.len(), (28 + 1280).min(20 + length));
         assert_eq!(sender.take_error(), None, "told once");
         assert_eq!(receive(&mut receiver, |batch| batch.len() >= 2).len(), 2);
     }
