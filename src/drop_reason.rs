@@ -57,13 +57,13 @@ reasons! {
     ToGateway = "to_gateway", "The gateway answers ping and nothing else.";
     /// A pod sent from an address it does not own.
     SpoofedSource = "spoofed_source", "The pod sends from an address it was not given.";
-    /// Tunnelled traffic (protocol 4 or 41) from a pod towards a node.
+    /// Tunnelled traffic (protocol 4 or 41, or UDP to port 5555 of a node) from a pod towards a node.
     TunnelFromPod = "tunnel_from_pod", "Only nodes tunnel to nodes; a pod that does is refused.";
     /// The outer source is no configured peer.
-    UnknownPeer = "unknown_peer", "Add the node as a peer, or find out who sends protocol 4 or 41 to this node.";
+    UnknownPeer = "unknown_peer", "Add the node as a peer, or find out who sends protocol 4 or 41, or UDP 5555, to this node.";
     /// The inner source does not belong to the peer that sent it.
     SpoofedTunnelSource = "spoofed_tunnel_source", "Compare this node's peer.pods with that node's node_cidrs.";
-    /// An outer header which is not RFC 2003's, or of the wrong inner family.
+    /// An outer header which is not RFC 2003's, of the wrong inner family, or of UDP with another port or length.
     MalformedTunnel = "malformed_tunnel", "The peer does not speak plain IPIP.";
     /// Congestion experienced on the underlay, and the inner packet can't carry the mark (RFC 6040 §4.2).
     EcnMismatch = "ecn_mismatch", "The underlay marks packets as congested; it is a loss signal.";

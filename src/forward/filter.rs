@@ -3,16 +3,24 @@
 use std::net::IpAddr;
 
 use crate::drop_reason::DropReason;
+use crate::packet::Packet;
 use crate::table::{Adjacency, Path, PortId, Tables};
-use crate::wire::header::{Header, protocol};
+use crate::wire::header::{Fragment, Header, protocol};
+use crate::wire::outer;
 
 #[inline]
-pub(super) fn filter(header: &Header, ingress: PortId, path: &Path, tables: &Tables) -> Result<(), DropReason> {
+pub(super) fn filter(
+    packet: &Packet,
+    header: &Header,
+    ingress: PortId,
+    path: &Path,
+    tables: &Tables,
+) -> Result<(), DropReason> {
     if path.port >= PortId::FIRST_POD {
         // To a pod goes what has come this far.
         Ok(())
     } else if path.port == PortId::HOST {
-        to_host(header, ingress, tables)
+        to_host(packet, header, ingress, tables)
     } else if ingress >= PortId::FIRST_POD {
         Ok(())
     } else if ingress != PortId::HOST {
@@ -25,7 +33,7 @@ pub(super) fn filter(header: &Header, ingress: PortId, path: &Path, tables: &Tab
     }
 }
 
-fn to_host(header: &Header, ingress: PortId, tables: &Tables) -> Result<(), DropReason> {
+fn to_host(packet: &Packet, header: &Header, ingress: PortId, tables: &Tables) -> Result<(), DropReason> {
     if ingress == PortId::HOST {
         return Err(DropReason::Loop);
     }
@@ -33,11 +41,24 @@ fn to_host(header: &Header, ingress: PortId, tables: &Tables) -> Result<(), Drop
     if ingress.is_tunnel() && !is_router(header.destination, tables) {
         return Err(DropReason::Loop);
     }
-    // A pod of this node, or of another.
-    if matches!(header.protocol, protocol::IPV4 | protocol::IPV6) {
+    // A pod of this node, or of another. The host may give it the node's own address (masquerading), and its tunnel would be
+    // taken for the node's.
+    if matches!(header.protocol, protocol::IPV4 | protocol::IPV6) || is_inside_udp(packet, header, tables) {
         return Err(DropReason::TunnelFromPod);
     }
     Ok(())
+}
+
+/// Whether it is UDP to the port on which nodes take packets inside it. Later fragments are nothing without the first, which
+/// is never too short for the port.
+fn is_inside_udp(packet: &Packet, header: &Header, tables: &Tables) -> bool {
+    let IpAddr::V4(node) = header.destination else { return false };
+    if header.protocol != protocol::UDP || header.fragment == Fragment::Later {
+        return false;
+    }
+    let port = packet.network().get(header.transport + 2..).and_then(<[u8]>::first_chunk);
+    let is_node = || tables.node == Some(node) || tables.is_peer(node);
+    port.is_some_and(|&port| u16::from_be_bytes(port) == outer::PORT) && is_node()
 }
 
 /// Whether other nodes will accept `source` from this one.

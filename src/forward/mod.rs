@@ -58,7 +58,7 @@ pub fn forward(packet: &mut Packet, ingress: PortId, tables: &Tables) -> Result<
     };
     match tables.lookup(header.destination) {
         Adjacency::Forward(path) => {
-            filter::filter(&header, ingress, path, tables)?;
+            filter::filter(packet, &header, ingress, path, tables)?;
             if path.port == PortId::HOST
                 && header.protocol == protocol::ICMP
                 && let Some(verdict) = probe::take(packet, ingress, tables)

@@ -216,6 +216,8 @@ fn a_hostile_pod_reaches_nobody() {
     let ip = || ip4("10.244.0.5", "10.244.0.6", 17, &udp(3));
     let to = |source, destination| from_web(&ip4(source, destination, 17, &udp(3)));
     let to6 = |source, destination| from_web(&ip6(source, destination, 17, &udp(3)));
+    let inside_udp = [&outer::udp_header(1, 28)[..], &ip()].concat();
+    let first_fragment = edit4(ip4("10.244.0.5", "172.31.0.2", 17, &inside_udp[..8]), |ip| ip.set_flags(1));
     let mut bad_sum = ip();
     bad_sum[10] ^= 1;
     let mut cut = ip();
@@ -253,12 +255,27 @@ fn a_hostile_pod_reaches_nobody() {
         (to6("fd00::5", "fe80::1"), D::LinkLocal),
         (from_web(&ip4("10.244.0.5", "172.31.0.2", 4, &ip())), D::TunnelFromPod),
         (from_web(&ip4("10.244.0.5", "172.31.0.1", 41, &ip())), D::TunnelFromPod),
+        (from_web(&ip4("10.244.0.5", "172.31.0.2", 17, &inside_udp)), D::TunnelFromPod),
+        (from_web(&ip4("10.244.0.5", "172.31.0.1", 17, &inside_udp)), D::TunnelFromPod),
+        (from_web(&first_fragment), D::TunnelFromPod),
         (to("10.244.0.5", "169.254.1.1"), D::ToGateway),
         (to("10.244.0.5", "10.244.0.99"), D::NoRoute),
     ];
     for (number, (packet, reason)) in cases.into_iter().enumerate() {
         assert_eq!(drop_of(packet, WEB), reason, "case {number}");
     }
+}
+
+/// The port is anybody's but between nodes.
+#[test]
+fn a_pod_may_use_the_port_of_the_tunnel_elsewhere() {
+    let inside_udp = outer::udp_header(1, 0);
+    let to = |destination, udp: &[u8]| from_web(&ip4("10.244.0.5", destination, 17, udp));
+    let other_port = [&inside_udp[..2], &[0, 53], &inside_udp[4..]].concat();
+    for mut packet in [to("8.8.8.8", &inside_udp), to("172.31.0.2", &other_port)] {
+        assert_eq!(forward(&mut packet, WEB, &tables()), Ok(Verdict::Send(PortId::HOST)));
+    }
+    assert_eq!(forward(&mut to("10.244.0.6", &inside_udp), WEB, &tables()), Ok(Verdict::Send(DB)));
 }
 
 #[test]
