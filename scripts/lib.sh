@@ -64,6 +64,12 @@ need_for_lab() {
   need sysctl procps       # forwarding in the kernel's yardsticks
 }
 
+# What a lab whose nodes share a store needs.
+need_for_etcd() {
+  need etcd etcd-server    # the store
+  need etcdctl etcd-client # what an operator does to it
+}
+
 # What scripts/bench needs beside a lab.
 need_for_bench() {
   need python3 python3        # the program itself
