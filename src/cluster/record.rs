@@ -56,6 +56,17 @@ pub struct Pool {
     pub reserved: Vec<IpNet>,
 }
 
+impl Pool {
+    /// Whether its blocks fit into the prefix that it is named after.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn check(&self, prefix: IpNet) -> Result<(), String> {
+        let fits = (prefix.prefix_len()..=prefix.max_prefix_len()).contains(&self.block_size);
+        if fits { Ok(()) } else { Err(format!("its blocks, of /{}, don't fit into it", self.block_size)) }
+    }
+}
+
 /// `cluster/nodes/NAME`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
