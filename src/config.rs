@@ -97,11 +97,18 @@ pub struct Underlay {
     pub encapsulation: Encapsulation,
     /// How packets reach other nodes through the tunnel.
     pub backend: Backend,
+    /// What they travel in.
+    pub transport: Transport,
 }
 
 impl Default for Underlay {
     fn default() -> Self {
-        Self { interface: "auto".into(), encapsulation: Encapsulation::Always, backend: Backend::Auto }
+        Self {
+            interface: "auto".into(),
+            encapsulation: Encapsulation::Always,
+            backend: Backend::Auto,
+            transport: Transport::Ipip,
+        }
     }
 }
 
@@ -116,6 +123,37 @@ pub enum Backend {
     Gso,
     /// A raw socket per protocol, segmentation in user space.
     Raw,
+}
+
+/// What packets to other nodes travel in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// IP, bare.
+    #[default]
+    Ipip,
+    /// UDP.
+    Udp,
+    /// Bare IP to whom it reaches, UDP to others.
+    Auto,
+}
+
+impl Transport {
+    /// As in the file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ipip => "ipip",
+            Self::Udp => "udp",
+            Self::Auto => "auto",
+        }
+    }
+}
+
+impl Transport {
+    /// Whether any travel in UDP.
+    pub const fn uses_udp(self) -> bool {
+        matches!(self, Self::Udp | Self::Auto)
+    }
 }
 
 /// Where cluster state lives.

@@ -1,10 +1,10 @@
 //! Counters, one set per worker and per port, written by one thread and summed by readers; and the last drops.
 //!
 //! A packet is what a queue hands over or takes: a super-frame counts once, and so does each fragment made here. Every
-//! packet that a worker received or made is, by the end of the visit, either sent or dropped, with one reason:
+//! packet that a worker received or made is, by the end of the visit, sent, dropped, with one reason, or a reply to a probe:
 //!
 //! ```text
-//!  received + originated = sent + Σ drops                 per worker
+//!  received + originated = sent + heard + Σ drops         per worker
 //!  Σ rx_packets = received,  Σ tx_packets = sent          over its ports
 //!  Σ drops of ports + drops for ports without a queue = Σ drops
 //! ```
@@ -53,7 +53,7 @@ pub struct PortCounters {
     pub tx_packets: Counter,
     /// Bytes sent, link or outer header included, that of a super-frame once.
     pub tx_bytes: Counter,
-    /// Of those received, the ones that became an answer to it (ARP, NDP, ping).
+    /// Of those received, the ones that became an answer to it (ARP, NDP, ping, probe).
     pub answered: Counter,
     /// Packets dropped, by reason: those received from this port and, for the egress reasons (`PortDown`,
     /// `EgressFull`, `EgressRejected`), those meant for it.
@@ -129,7 +129,9 @@ pub struct WorkerStats {
     pub sent: Counter,
     /// Of those received, the ones that became an answer to the port they came from.
     pub answered: Counter,
-    /// Packets that were made here: ICMP errors, and of a packet in fragments all but the first.
+    /// Of those received, the ones that were for the control side: replies to probes.
+    pub heard: Counter,
+    /// Packets that were made here: ICMP errors, probes, and of a packet in fragments all but the first.
     pub originated: Counter,
     /// ICMP errors that the rate limit kept from being made.
     pub suppressed: Counter,
@@ -144,6 +146,7 @@ impl Default for WorkerStats {
             received: Counter::default(),
             sent: Counter::default(),
             answered: Counter::default(),
+            heard: Counter::default(),
             originated: Counter::default(),
             suppressed: Counter::default(),
             last_drops: ArrayQueue::new(LAST_DROPS),

@@ -21,10 +21,15 @@ const CONFIG: &str = r#"
     name = "node-2"
     address = "172.31.0.2"
     pods = ["10.244.2.0/24", "fd00:10::2:0/112"]
+    [[peer]]
+    name = "node-3"
+    address = "172.31.0.3"
+    pods = ["10.244.3.0/24", "fd00:10::3:0/112"]
 "#;
 
 fn node() -> Node {
     let mut node = Node::new(CONFIG);
+    node.use_udp([172, 31, 0, 3].into());
     node.attach("web", "02:00:00:00:00:01", &["10.244.1.5", "fd00:10::1:5"]);
     node.attach("db", "02:00:00:00:00:02", &["10.244.1.6", "fd00:10::1:6"]);
     node
@@ -70,6 +75,7 @@ fn run(case: &Case<'_>) -> String {
         let frame = unhex(frame);
         let network = match port {
             "tunnel" => 20,
+            "tunnel-udp" => 28,
             "host" => 0,
             _ => 14,
         };
@@ -85,7 +91,8 @@ fn run(case: &Case<'_>) -> String {
     for (reason, count) in node.drops() {
         let _ = writeln!(result, "drop {reason} {count}");
     }
-    for (name, count) in [("answered", node.stats.answered.get()), ("originated", node.stats.originated.get())] {
+    let (answered, originated) = (node.stats.answered.get(), node.stats.originated.get());
+    for (name, count) in [("answered", answered), ("heard", node.stats.heard.get()), ("originated", originated)] {
         if count > 0 {
             let _ = writeln!(result, "{name} {count}");
         }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use common::Node;
 use pnet_packet::Packet as _;
 use pnet_packet::ipv4::{self, Ipv4Packet};
+use pnet_packet::udp::UdpPacket;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{self, DeviceCapabilities, Medium};
 use smoltcp::socket::tcp;
@@ -21,17 +22,20 @@ use tapir::packet::Packet;
 use tapir::table::GATEWAY_V6;
 
 const PORT: u16 = 5201;
+/// What fits into either tunnel.
+const MTU: usize = 1472;
 const BYTES: usize = 100_000;
 /// No transfer below takes longer, in milliseconds of virtual time.
 const PATIENCE: u64 = 300_000;
 
-fn node(number: u8) -> Node {
+fn node(number: u8, udp: bool) -> Node {
     let other = 3 - number;
     let mut node = Node::new(&format!(
         r#"
         [node]
         address = "172.31.0.{number}"
         [network]
+        mtu = {MTU}
         pools = ["10.244.0.0/16", "fd00:10::/64"]
         node_cidrs = ["10.244.{number}.0/24", "fd00:10::{number}:0/112"]
         [[peer]]
@@ -40,6 +44,9 @@ fn node(number: u8) -> Node {
         pods = ["10.244.{other}.0/24", "fd00:10::{other}:0/112"]
         "#
     ));
+    if udp {
+        node.use_udp(Ipv4Addr::new(172, 31, 0, other));
+    }
     node.attach("pod", &mac(number).to_string(), &[&v4(number).to_string(), &v6(number).to_string()]);
     node
 }
@@ -82,7 +89,7 @@ impl phy::Device for Tap {
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = 1480 + 14;
+        capabilities.max_transmission_unit = MTU + 14;
         capabilities
     }
 }
@@ -159,19 +166,25 @@ impl Random {
     }
 }
 
+/// By which ports nodes send to each other.
+const TUNNELS: [&str; 2] = ["tunnel", "tunnel-udp"];
+
 /// The underlay: delays each packet by a millisecond, one in sixteen by three, which reorders, and loses one in `loss`.
 struct Wire {
     random: Random,
     loss: u64,
     lost: u64,
-    flying: BTreeMap<(u64, u64), (usize, Packet)>,
+    /// By time of arrival: to which node, by which tunnel.
+    flying: BTreeMap<(u64, u64), (usize, &'static str, Packet)>,
     count: u64,
 }
 
 impl Wire {
     fn take(&mut self, nodes: &[Node; 2], now: u64) {
-        for (index, node) in nodes.iter().enumerate() {
-            while let Some(packet) = node.port("tunnel").far.take() {
+        let from = |(index, node)| TUNNELS.map(|tunnel| (index, node, tunnel));
+        for (index, node, tunnel) in nodes.iter().enumerate().flat_map(from) {
+            let node: &Node = node;
+            while let Some(packet) = node.port(tunnel).far.take() {
                 eve(&packet, u8::try_from(index).expect("two nodes") + 1);
                 if self.random.one_in(self.loss) {
                     self.lost += 1;
@@ -179,20 +192,20 @@ impl Wire {
                 }
                 self.count += 1;
                 let arrival = now + if self.random.one_in(16) { 3 } else { 1 };
-                self.flying.insert((arrival, self.count), (1 - index, packet));
+                self.flying.insert((arrival, self.count), (1 - index, tunnel, packet));
             }
         }
     }
 
     fn deliver(&mut self, nodes: &[Node; 2], now: u64) {
         while let Some(entry) = self.flying.first_entry().filter(|entry| entry.key().0 <= now) {
-            let (to, packet) = entry.remove();
-            nodes[to].port("tunnel").far.deliver(packet);
+            let (to, tunnel, packet) = entry.remove();
+            nodes[to].port(tunnel).far.deliver(packet);
         }
     }
 }
 
-/// Nothing but well-formed IPIP between the two nodes crosses the wire, cut to its MTU.
+/// Nothing but well-formed IPIP, bare or inside UDP, between the two nodes crosses the wire, cut to its MTU.
 fn eve(packet: &Packet, from: u8) {
     let outer = Ipv4Packet::new(packet.bytes()).expect("an outer header");
     assert_eq!(usize::from(outer.get_total_length()), packet.bytes().len());
@@ -201,14 +214,25 @@ fn eve(packet: &Packet, from: u8) {
     assert_eq!((outer.get_ttl(), outer.get_flags(), outer.get_header_length()), (64, 2, 5));
     assert_eq!(outer.get_source(), Ipv4Addr::new(172, 31, 0, from));
     assert_eq!(outer.get_destination(), Ipv4Addr::new(172, 31, 0, 3 - from));
-    match outer.get_next_level_protocol().0 {
+    let (protocol, inner) = match outer.get_next_level_protocol().0 {
+        17 => {
+            let udp = UdpPacket::new(outer.payload()).expect("a UDP header");
+            assert_eq!((udp.get_destination(), udp.get_checksum()), (5555, 0));
+            assert_eq!(usize::from(udp.get_length()), outer.payload().len());
+            assert!(udp.get_source() >= 49_152, "port {}", udp.get_source());
+            let inner = &outer.payload()[8..];
+            (if inner[0] >> 4 == 6 { 41 } else { 4 }, inner)
+        }
+        protocol => (protocol, outer.payload()),
+    };
+    match protocol {
         4 => {
-            let inner = Ipv4Packet::new(outer.payload()).expect("an inner header");
+            let inner = Ipv4Packet::new(inner).expect("an inner header");
             assert_eq!((inner.get_source(), inner.get_destination()), (v4(from), v4(3 - from)));
             assert_eq!((inner.get_checksum(), inner.get_ttl()), (ipv4::checksum(&inner), 63));
         }
         41 => {
-            let inner = pnet_packet::ipv6::Ipv6Packet::new(outer.payload()).expect("an inner header");
+            let inner = pnet_packet::ipv6::Ipv6Packet::new(inner).expect("an inner header");
             assert_eq!((inner.get_source(), inner.get_destination()), (v6(from), v6(3 - from)));
         }
         other => panic!("protocol {other} on the wire"),
@@ -216,8 +240,8 @@ fn eve(packet: &Packet, from: u8) {
 }
 
 /// Sends [`BYTES`] from node 1's pod to node 2's, which sends them back, and tells how long it took.
-fn transfer(seed: u64, loss: u64, destination: IpAddress) -> u64 {
-    let mut nodes = [node(1), node(2)];
+fn transfer(seed: u64, loss: u64, destination: IpAddress, udp: bool) -> u64 {
+    let mut nodes = [node(1, udp), node(2, udp)];
     let mut wire = Wire { random: Random(seed), loss, lost: 0, flying: BTreeMap::new(), count: 0 };
     let [mut client, mut server] = [1, 2].map(|number| {
         let far = nodes[usize::from(number) - 1].port("pod").far.clone();
@@ -254,6 +278,8 @@ fn transfer(seed: u64, loss: u64, destination: IpAddress) -> u64 {
         if returned.len() >= BYTES {
             assert!(returned == data, "the data came back damaged");
             nodes.iter().for_each(Node::assert_conserved);
+            let sent = |tunnel| nodes[0].port(tunnel).counters.tx_packets.get();
+            assert_eq!((sent("tunnel") > 0, sent("tunnel-udp") > 0), (!udp, udp));
             assert_eq!(wire.lost > 0, loss > 0);
             return now;
         }
@@ -266,10 +292,11 @@ fn a_transfer_survives_loss_and_reordering_and_a_seed_fixes_it() {
     let (mut quietly, mut lossily) = (0, 0);
     for seed in 1..=4 {
         for destination in [v4(2).into(), v6(2).into()] {
-            let quiet = transfer(seed, 0, destination);
-            let lossy = transfer(seed, 50, destination);
+            let udp = seed % 2 == 0;
+            let quiet = transfer(seed, 0, destination, udp);
+            let lossy = transfer(seed, 50, destination, udp);
             (quietly, lossily) = (quietly + quiet, lossily + lossy);
-            assert_eq!(transfer(seed, 50, destination), lossy, "seed {seed} is not the same twice");
+            assert_eq!(transfer(seed, 50, destination, udp), lossy, "seed {seed} is not the same twice");
         }
     }
     // Of a single one, what is lost may be made good in the same millisecond.

@@ -170,6 +170,7 @@ fn peers() -> Vec<Peer> {
         loss: 0.0,
         mtu: 1480,
         last_seen: Some(1),
+        transport_since: Some(60),
         pods: vec!["10.244.1.0/24".parse().expect("a prefix"), "fd00:10:244:1::/64".parse().expect("a prefix")],
     };
     let down = Peer {
@@ -180,6 +181,7 @@ fn peers() -> Vec<Peer> {
         rtt_us: None,
         loss: 1.0,
         last_seen: None,
+        transport_since: Some(60),
         pods: vec!["10.244.2.0/24".parse().expect("a prefix")],
         ..up.clone()
     };

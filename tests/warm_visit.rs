@@ -9,8 +9,11 @@ use tapir::io::Readiness;
 use tapir::io::memory::{Far, Kind, pair};
 use tapir::packet::{Gso, Offload, PartialChecksum};
 use tapir::stats::WorkerStats;
-use tapir::table::{Adjacency, Fib, GATEWAY_MAC, Mac, Path, Peer, Port, PortId, PortKind, Publisher, Rewrite, Tables};
-use tapir::wire::checksum;
+use tapir::table::{
+    Adjacency, Fib, GATEWAY_MAC, Mac, Path, Peer, Port, PortId, PortKind, Publisher, Rewrite, Tables, Transport,
+};
+use tapir::wire::probe::{self, Probe};
+use tapir::wire::{checksum, outer};
 use tapir::worker::{Forwarder, QueueId};
 
 const NODE: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 1);
@@ -19,6 +22,8 @@ const POD: PortId = PortId::FIRST_POD;
 const POD_IP: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
 const POD_MAC: Mac = [2, 0, 0, 0, 0, 1];
 const REMOTE: Ipv4Addr = Ipv4Addr::new(10, 1, 1, 1);
+const REMOTE_UDP: Ipv4Addr = Ipv4Addr::new(10, 1, 3, 1);
+const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 254);
 const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 1, 2, 1);
 const MTU: u16 = 1480;
 
@@ -28,7 +33,9 @@ fn a_warm_visit_allocates_nothing() {
     let publisher = Publisher::default();
     publisher.publish(tables());
     let mut forwarder = Forwarder::new(publisher, stats.clone(), |_| {});
-    let [tunnel, pod] = [(PortId::TUNNEL, Kind::Tunnel { mtu: MTU.into() }), (POD, Kind::Whole)].map(|(id, kind)| {
+    let kind = Kind::Tunnel { mtu: MTU.into() };
+    let ports = [(PortId::TUNNEL, kind), (PortId::TUNNEL_UDP, kind), (POD, Kind::Whole)];
+    let [tunnel, udp, pod] = ports.map(|(id, kind)| {
         let (queue, far) = pair(kind).expect("descriptors");
         forwarder.add(id, vec![Box::new(queue)], Arc::default());
         far
@@ -41,20 +48,32 @@ fn a_warm_visit_allocates_nothing() {
         Sample::new("too big", frame(&ipv4(17, 64, true, POD_IP, REMOTE, &[0; 3000])), 14),
         Sample::new("in fragments", frame(&ipv4(17, 64, false, POD_IP, REMOTE, &[0; 9000])), 14),
         Sample::super_frame(frame(&ipv4(6, 64, true, POD_IP, REMOTE, &segment)), 14),
+        Sample::new("to another node inside UDP", frame(&ipv4(17, 64, true, POD_IP, REMOTE_UDP, &[0; 100])), 14),
+        Sample::super_frame(frame(&ipv4(6, 64, true, POD_IP, REMOTE_UDP, &segment)), 14),
     ];
     let outer = |inner: &[u8]| ipv4(4, 64, true, PEER, NODE, inner);
     let from_tunnel = [
         Sample::new("to the pod", outer(&ipv4(17, 64, true, REMOTE, POD_IP, &[0; 100])), 20),
         Sample::new("to the pod, spoofed", outer(&ipv4(17, 64, true, NOBODY, POD_IP, &[0; 100])), 20),
     ];
-    for (port, far, samples) in [(POD, &pod, &from_pod[..]), (PortId::TUNNEL, &tunnel, &from_tunnel[..])] {
+    let inside_udp =
+        |inner: &[u8]| ipv4(17, 64, true, PEER, NODE, &[&outer::udp_header(0, inner.len())[..], inner].concat());
+    let probe = |transport| probe::request(transport, PEER, NODE, REMOTE, ROUTER, 1000, 7, 1);
+    let reply = Probe { reply: true, ..Probe::read(&probe(Transport::Udp)[28..]).expect("a probe") };
+    let from_udp = [
+        Sample::new("to the pod inside UDP", inside_udp(&ipv4(17, 64, true, REMOTE, POD_IP, &[0; 100])), 28),
+        Sample::new("a probe", probe(Transport::Udp), 28),
+        Sample::new("the reply to one", inside_udp(&reply.write()), 28),
+    ];
+    let tunnels = [(PortId::TUNNEL, &tunnel, &from_tunnel[..]), (PortId::TUNNEL_UDP, &udp, &from_udp[..])];
+    for (port, far, samples) in [(POD, &pod, &from_pod[..])].into_iter().chain(tunnels) {
         for sample in samples {
             let mut carry = || {
                 (0..8).for_each(|_| sample.deliver(far));
                 while forwarder.visit(QueueId { port, queue: 0 }, Duration::from_secs(1)).expect("alive")
                     == Readiness::More
                 {}
-                for far in [&pod, &tunnel] {
+                for far in [&pod, &tunnel, &udp] {
                     while let Some(packet) = far.take() {
                         far.give(packet);
                     }
@@ -67,6 +86,7 @@ fn a_warm_visit_allocates_nothing() {
     }
     let seen = |reason: DropReason| stats.drops[reason as usize].get() > 0;
     assert!([DropReason::NoRoute, DropReason::TtlExpired, DropReason::TooBig].into_iter().all(seen));
+    assert!(stats.answered.get() > 0 && stats.heard.get() > 0);
     assert!(stats.originated.get() > 0 && stats.suppressed.get() > 0);
 }
 
@@ -127,15 +147,20 @@ fn tables() -> Tables {
     let path = |port, rewrite| Adjacency::Forward(Path { port, rewrite, mtu: MTU });
     let to_pod = path(POD, Rewrite::ethernet(POD_MAC, false));
     let to_peer = path(PortId::TUNNEL, Rewrite::outer(NODE, PEER, false));
+    let to_peer_by_udp = path(PortId::TUNNEL_UDP, Rewrite::outer_udp(NODE, PEER));
     let prefix = |text: &str| text.parse().expect("a prefix");
-    let few = [(IpAddr::from(POD_IP).into(), to_pod), (prefix("10.1.1.0/24"), to_peer.clone())];
+    let few = [
+        (IpAddr::from(POD_IP).into(), to_pod),
+        (prefix("10.1.1.0/24"), to_peer.clone()),
+        (prefix("10.1.3.0/24"), to_peer_by_udp),
+    ];
     let many = (0..1_000_000).map(|i| (IpAddr::from(Ipv4Addr::from_bits(0x0b00_0000 + 2 * i)).into(), to_peer.clone()));
     Tables {
         fib: Fib::build(many.chain(few)),
-        ports: vec![port("tunnel", PortKind::Tunnel), None, port("pod", pod)],
+        ports: vec![port("tunnel", PortKind::Tunnel), None, port("tunnel-udp", PortKind::Tunnel), port("pod", pod)],
         peers: vec![Peer { address: PEER }],
         node: Some(NODE),
-        router_v4: Some(Ipv4Addr::new(10, 1, 0, 254)),
+        router_v4: Some(ROUTER),
         router_v6: None,
     }
 }

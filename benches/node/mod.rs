@@ -112,7 +112,7 @@ impl Node {
                 remote.push(prefix);
             }
         }
-        let ports = [Some(Port { name: "tunnel".into(), kind: PortKind::Tunnel, mtu: MTU }), None];
+        let ports = [Some(Port { name: "tunnel".into(), kind: PortKind::Tunnel, mtu: MTU }), None, None];
         let tables = Tables {
             fib: Fib::build(all),
             ports: ports.into_iter().chain((0..pods).map(|pod| Some(pod_port(pod)))).collect(),

@@ -21,22 +21,28 @@ use tapir::gso;
 use tapir::packet::{Gso, Packet, Pool};
 use tapir::stats::{DROP_HEADER, DropRecord, WorkerStats};
 use tapir::table::{Adjacency, Fib, GATEWAY_MAC, GATEWAY_V6, Mac, Path, Peer, Port, PortId, PortKind, Rewrite, Tables};
+use tapir::wire::probe::Probe;
 use tapir::wire::virtio_net;
 
 /// Switch: make the checksums of the IPv4 headers right before the packet is looked at.
 const REPAIR: u8 = 1;
+/// Switch: it arrives by the tunnel inside UDP.
+const UDP: u8 = 2;
 
-const WEB: PortId = PortId(2);
-const DB: PortId = PortId(3);
+const WEB: PortId = PortId(3);
+const DB: PortId = PortId(4);
 const WEB_MAC: Mac = [2, 0, 0, 0, 0, 1];
 const DB_MAC: Mac = [2, 0, 0, 0, 0, 2];
 const WEB_ADDRESSES: [&str; 2] = ["10.244.0.5", "fd00::5"];
 const NODE: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 1);
 const PEER: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 2);
+/// To which the way is inside UDP.
+const PEER_UDP: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 3);
 const ROUTERS: [&str; 2] = ["10.244.0.1", "fd00::1"];
 const MTU: u16 = 1480;
 const ETHERNET: usize = 14;
 const OUTER: usize = 20;
+const OUTER_UDP: usize = 28;
 /// How many packets of one tunnel input are looked at.
 const MAX_BATCH: usize = 32;
 
@@ -69,16 +75,17 @@ pub fn frame(data: &[u8]) {
     }
 }
 
-/// Packets that arrive on the raw sockets of protocols 4 and 41.
+/// Packets that arrive on the raw sockets of protocols 4, 41 and 17.
 pub fn tunnel(data: &[u8]) {
     let Some((&switches, mut rest)) = data.split_first() else { return };
     let tables = tables();
+    let (port, front) = if switches & UDP == 0 { (PortId::TUNNEL, OUTER) } else { (PortId::TUNNEL_UDP, OUTER_UDP) };
     let mut carried = Vec::new();
     for _ in 0..MAX_BATCH {
         let Some((length, tail)) = rest.split_first_chunk::<2>() else { break };
         let (bytes, tail) = tail.split_at(usize::from(u16::from_be_bytes(*length)).min(tail.len()));
         rest = tail;
-        let mut packet = Packet::copy_of(bytes, bytes.len().min(OUTER));
+        let mut packet = Packet::copy_of(bytes, bytes.len().min(front));
         if switches & REPAIR != 0 {
             let inner = outer_length(packet.bytes());
             repair(&mut packet.bytes_mut()[inner..]);
@@ -86,13 +93,18 @@ pub fn tunnel(data: &[u8]) {
         let outer_source = bytes.get(12..16).map(|four| <[u8; 4]>::try_from(four).expect("four bytes"));
         let whole = packet.bytes().to_vec();
         let inner = &whole[outer_length(&whole)..];
-        match forward::forward(&mut packet, PortId::TUNNEL, &tables) {
-            Ok(Verdict::Answer) => panic!("nothing is answered into the tunnel in place"),
+        match forward::forward(&mut packet, port, &tables) {
+            Ok(Verdict::Answer) => check_probe_answer(&packet, &whole),
+            Ok(Verdict::Heard) => {
+                let probe = Probe::read(packet.network()).expect("a probe");
+                assert!(probe.reply && ROUTERS.iter().any(|router| parsed(router) == probe.destination));
+            }
             Ok(verdict) => {
-                assert_eq!(outer_source.map(Ipv4Addr::from), Some(PEER), "only peers are decapsulated");
+                let source = outer_source.map(Ipv4Addr::from);
+                assert!([PEER, PEER_UDP].map(Some).contains(&source), "only peers are decapsulated");
                 let port = check_egress(&packet, verdict);
                 check_hop(inner, packet.network(), port);
-                assert_ne!(port, PortId::TUNNEL, "nothing goes out of the tunnel it came from");
+                assert!(!port.is_tunnel(), "nothing goes out of the tunnel it came from");
                 let to_router = ROUTERS.iter().any(|router| parsed(router) == destination(packet.network()));
                 assert!(port != PortId::HOST || to_router, "a peer reached beyond the host");
                 if verdict == Verdict::Send(WEB) {
@@ -104,6 +116,18 @@ pub fn tunnel(data: &[u8]) {
         }
     }
     check_coalescing(carried);
+}
+
+/// A probe goes back to who sent it, by the way it came, as the reply to it.
+fn check_probe_answer(packet: &Packet, asked: &[u8]) {
+    let probe = Probe::read(packet.network()).expect("a probe");
+    assert!(probe.reply && ROUTERS.iter().any(|router| parsed(router) == probe.source));
+    let (link, inner) = (packet.link(), &asked[outer_length(asked)..]);
+    assert_eq!((link.len(), link[9] == 17), if asked[9] == 17 { (OUTER_UDP, true) } else { (OUTER, false) });
+    assert_eq!((&link[12..16], &link[16..20]), (&NODE.octets()[..], &asked[12..16]));
+    assert_eq!(inner[12..16], packet.network()[16..20], "the answer goes to the asker");
+    assert_eq!(ones_complement(&packet.network()[..20]), 0xffff, "IPv4 header checksum");
+    assert_eq!(ones_complement(&packet.network()[20..]), 0xffff, "ICMP checksum");
 }
 
 /// What the underlay says about a packet that the tunnel sent: anybody on the way can forge it.
@@ -119,7 +143,8 @@ pub fn quote(data: &[u8]) {
     }
 }
 
-/// Node 1 with pods `web` and `db`, and a peer with 10.244.1.0/24 and fd00:1::/64.
+/// Node 1 with pods `web` and `db`, a peer with 10.244.1.0/24 and fd00:1::/64, and inside UDP one with 10.244.3.0/24 and
+/// fd00:3::/64.
 fn tables() -> Tables {
     let net = |text: &str| text.parse::<IpNet>().expect("a prefix");
     let forward = |port, rewrite| Adjacency::Forward(Path { port, rewrite, mtu: MTU });
@@ -141,6 +166,8 @@ fn tables() -> Tables {
             (net("fd00::1/128"), forward(PortId::HOST, Rewrite::None)),
             (net("10.244.1.0/24"), outer(false)),
             (net("fd00:1::/64"), outer(true)),
+            (net("10.244.3.0/24"), forward(PortId::TUNNEL_UDP, Rewrite::outer_udp(NODE, PEER_UDP))),
+            (net("fd00:3::/64"), forward(PortId::TUNNEL_UDP, Rewrite::outer_udp(NODE, PEER_UDP))),
             (net("169.254.1.1/32"), Adjacency::Gateway),
             (IpNet::from(IpAddr::from(GATEWAY_V6)), Adjacency::Gateway),
             (net("0.0.0.0/0"), forward(PortId::HOST, Rewrite::None)),
@@ -149,10 +176,11 @@ fn tables() -> Tables {
         ports: vec![
             infrastructure("tunnel", PortKind::Tunnel),
             infrastructure("tapir0", PortKind::Host),
+            infrastructure("tunnel-udp", PortKind::Tunnel),
             pod("web", WEB_MAC, WEB_ADDRESSES),
             pod("db", DB_MAC, ["10.244.0.6", "fd00::6"]),
         ],
-        peers: vec![Peer { address: PEER }],
+        peers: vec![Peer { address: PEER }, Peer { address: PEER_UDP }],
         node: Some(NODE),
         router_v4: Some(Ipv4Addr::new(10, 244, 0, 1)),
         router_v6: Some("fd00::1".parse().expect("an address")),
@@ -189,13 +217,21 @@ fn check_egress(packet: &Packet, verdict: Verdict) -> PortId {
             assert_eq!(mtu, MTU);
             (port, false)
         }
-        Verdict::Answer => panic!("an answer has no egress"),
+        Verdict::Answer | Verdict::Heard => panic!("it has no egress"),
     };
     let link = packet.link();
     match port {
         PortId::TUNNEL => {
             assert_eq!((link.len(), link[0], link[9]), (OUTER, 0x45, if ipv6 { 41 } else { 4 }));
             assert_eq!((&link[12..16], &link[16..20]), (&NODE.octets()[..], &PEER.octets()[..]));
+        }
+        PortId::TUNNEL_UDP => {
+            assert_eq!(
+                (link.len(), link[0], link[9], link[22..24] == 5555_u16.to_be_bytes()),
+                (OUTER_UDP, 0x45, 17, true)
+            );
+            assert!(u16::from_be_bytes([link[20], link[21]]) >= 49_152, "a source port of somebody else's");
+            assert_eq!((&link[12..16], &link[16..20]), (&NODE.octets()[..], &PEER_UDP.octets()[..]));
         }
         PortId::HOST => assert!(link.is_empty()),
         pod => {
@@ -328,9 +364,10 @@ fn address(network: &[u8], v4: usize, v6: usize) -> IpAddr {
     }
 }
 
-/// Length of the outer header by its own account, as far as there are bytes.
+/// Length of the outer headers by their own account, as far as there are bytes.
 fn outer_length(bytes: &[u8]) -> usize {
-    bytes.first().map_or(0, |first| usize::from(first & 15) * 4).min(bytes.len())
+    let udp = if bytes.get(9) == Some(&17) { 8 } else { 0 };
+    bytes.first().map_or(0, |first| usize::from(first & 15) * 4 + udp).min(bytes.len())
 }
 
 /// Makes the checksum of the IPv4 header that `bytes` starts with right, if it is one.

@@ -159,6 +159,11 @@ impl Snapshot {
         writer.gauges("peer_up", "1 when the peer answers through the tunnel", None, peers(), |row| {
             (labels(row), f64::from(u8::from(row.1.state == "up")))
         })?;
+        writer.gauges("peer_transport", "How packets travel to the peer; always 1", None, peers(), |row| {
+            let mut labels = labels(row);
+            labels.push(("transport", row.1.encapsulation.as_str()));
+            (labels, 1.0)
+        })?;
         let seconds = |peer: &Peer| peer.rtt_us.map_or(f64::NAN, |microseconds| microseconds as f64 / 1e6);
         writer.gauges("peer_round_trip", "Median through the tunnel", Some(Unit::Seconds), peers(), |row| {
             (labels(row), seconds(row.1))
@@ -242,6 +247,7 @@ mod tests {
             loss: 0.0,
             mtu: 1480,
             last_seen: Some(0),
+            transport_since: Some(9),
             pods: Vec::new(),
         };
         let cidr: ipnet::IpNet = "10.244.0.0/24".parse().unwrap();
@@ -263,6 +269,7 @@ mod tests {
             "tapir_drops_total{reason=\"no_route\"} 5",
             "tapir_port_receive_packets_total{port=\"default/web\",namespace=\"default\",pod=\"web\",container_id=\"\",interface=\"\"} 11",
             "tapir_peer_up{peer=\"n2\",address=\"172.31.0.2\"} 1.0",
+            "tapir_peer_transport{peer=\"n2\",address=\"172.31.0.2\",transport=\"ipip\"} 1.0",
             "tapir_peer_round_trip_seconds{peer=\"n2\",address=\"172.31.0.2\"} 0.00025",
             "tapir_ipam_range_addresses{cidr=\"10.244.0.0/24\"} 256.0",
             "tapir_ipam_range_used{cidr=\"10.244.0.0/24\"} 3.0",

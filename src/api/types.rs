@@ -123,11 +123,11 @@ pub struct Peer {
     pub name: String,
     /// Underlay address.
     pub address: Ipv4Addr,
-    /// `ipip`.
+    /// `ipip`, `udp`, or `direct`: no tunnel.
     pub encapsulation: String,
-    /// `up`, `down` or `unknown` (no probe answered yet).
+    /// `up`, `down` or `unknown` (no probe answered yet, or none sent).
     pub state: String,
-    /// Why it is not up; empty when it is.
+    /// What is wrong, and perhaps what to do; empty when all is well.
     pub cause: String,
     /// Median round trip of the last probes through the tunnel, in microseconds.
     pub rtt_us: Option<u64>,
@@ -137,6 +137,9 @@ pub struct Peer {
     pub mtu: u16,
     /// Seconds since the last answer.
     pub last_seen: Option<u64>,
+    /// Seconds since packets take this encapsulation; none where nothing is probed.
+    #[serde(default)]
+    pub transport_since: Option<u64>,
     /// What it owns.
     pub pods: Vec<IpNet>,
 }

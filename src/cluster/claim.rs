@@ -319,6 +319,23 @@ impl Member {
         })
     }
 
+    /// Families that this node's pods get addresses of: IPv4, IPv6.
+    pub fn families(&self) -> [bool; 2] {
+        let fixed = &self.policy.fixed;
+        [false, true].map(|ipv6| match fixed.is_empty() {
+            true => self.usable_pools(ipv6).next().is_some(),
+            false => fixed.iter().any(|prefix| is_ipv6(*prefix) == ipv6),
+        })
+    }
+
+    /// Whether more addresses of a family may come without anybody's doing.
+    pub fn expects_more(&self, ipv6: bool) -> bool {
+        let coming = self.claiming.keys().any(|prefix| is_ipv6(*prefix) == ipv6);
+        let missing = self.policy.fixed.iter().any(|prefix| !self.durable.owned.contains_key(prefix));
+        let free = self.policy.fixed.is_empty() && !self.is_at_limit(ipv6) && self.choose(ipv6).is_some();
+        self.connected && self.refused.is_empty() && (coming || missing || free || self.is_offered(ipv6))
+    }
+
     /// Asks for the block that holds `address`, for a pod that wants that very one.
     ///
     /// # Errors

@@ -35,6 +35,8 @@ pub struct Policy {
     pub max_blocks: usize,
     /// Exactly these ranges, and no others.
     pub fixed: Vec<IpNet>,
+    /// The store is this node's own, and whatever it loses was meant to go.
+    pub trusting: bool,
     /// The pools that are made if the cluster has none.
     pub pools: Vec<(IpNet, Pool)>,
 }

@@ -82,6 +82,12 @@ impl Member {
         writes
     }
 
+    /// Whether other nodes offer addresses of a family.
+    pub(super) fn is_offered(&self, ipv6: bool) -> bool {
+        let lends = !self.policy.strict_affinity && self.policy.fixed.is_empty();
+        lends && self.take_offer(ipv6).is_some()
+    }
+
     fn take_offer(&self, ipv6: bool) -> Option<Write> {
         let pools: Vec<IpNet> = self.usable_pools(ipv6).map(|(prefix, _)| prefix).collect();
         let offering = self.replica.blocks().iter().find(|(prefix, known)| {

@@ -84,7 +84,7 @@ pub struct Member {
     lost: Vec<IpNet>,
     busy: BTreeMap<Key, Busy>,
     /// The store is there, and was read.
-    connected: bool,
+    pub(super) connected: bool,
     /// The store has forgotten what it once said.
     pub(super) rewound: bool,
     /// This node's own memory was lost: what the store says is its, is.
@@ -100,8 +100,8 @@ impl Member {
     pub fn new(me: Identity, policy: Policy, durable: Durable, fresh: bool, seed: u64) -> Self {
         Self {
             me,
+            replica: Replica::new(policy.trusting),
             policy,
-            replica: Replica::default(),
             durable,
             claiming: BTreeMap::new(),
             contested: BTreeMap::new(),
@@ -270,6 +270,23 @@ impl Member {
     pub fn is_registered(&self) -> bool {
         let mine = self.replica.nodes().get(&self.me.name);
         self.refused.is_empty() && mine.is_some_and(|known| known.record.instance == self.me.instance && !known.held)
+    }
+
+    /// How this node gets its ranges.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Has other blocks from here on, as somebody has decided who decides for all nodes.
+    pub fn assume(&mut self, durable: Durable) {
+        self.durable = durable;
+        self.claiming.clear();
+        self.contested.clear();
+    }
+
+    /// Gets its ranges in another way from here on.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.policy = policy;
     }
 
     /// Whether the store is there.

@@ -68,9 +68,16 @@ pub struct Replica {
     /// When entries were lost lately, the newest last.
     losses: VecDeque<Duration>,
     affected: Affected,
+    /// Every loss is believed.
+    trusting: bool,
 }
 
 impl Replica {
+    /// An empty copy. `trusting`: of a store whose every loss is believed.
+    pub fn new(trusting: bool) -> Self {
+        Self { trusting, ..Self::default() }
+    }
+
     /// Takes in everything that the store has. `rewound`: it has forgotten what it once said.
     pub fn list(&mut self, entries: Vec<Entry>, revision: Revision, rewound: bool, now: Duration) {
         let listed: BTreeSet<Key> = entries.iter().map(|entry| entry.key.clone()).collect();
@@ -308,7 +315,7 @@ impl Replica {
         self.losses.extend(doubtful.iter().map(|_| now));
         let many = self.losses.len() > 1 && self.losses.len() * SHARE > known;
         for key in doubtful {
-            if rewound || many { self.hold(key) } else { self.remove(key) }
+            if !self.trusting && (rewound || many) { self.hold(key) } else { self.remove(key) }
         }
     }
 

@@ -1,5 +1,6 @@
 //! `[network]`: pods' addresses, and who hands them out.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use ipnet::IpNet;
@@ -99,6 +100,15 @@ impl Pool {
             nat_outgoing: None,
             reserved: Vec::new(),
         }
+    }
+}
+
+impl Pool {
+    /// The labels that a node needs: `key=value`, several with commas between. What is no such pair is left out;
+    /// validation has refused it.
+    pub fn selector(&self) -> BTreeMap<String, String> {
+        let pairs = self.node_selector.split(',').filter_map(|pair| pair.split_once('='));
+        pairs.map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned())).collect()
     }
 }
 

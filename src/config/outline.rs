@@ -20,7 +20,6 @@ const LATER_KEYS: &[&str] = &[
     "store.password_file",
     "store.prefix",
     "store.username",
-    "underlay.transport",
 ];
 /// Values of later versions.
 const LATER_VALUES: &[(&str, &str)] =

@@ -28,6 +28,7 @@ fn a_full_file_is_read_and_host_bits_are_cut() {
         [underlay]
         interface = "eth1"
         backend = "raw"
+        transport = "auto"
         [store]
         kind = "embedded"
         [[peer]]
@@ -42,6 +43,8 @@ fn a_full_file_is_read_and_host_bits_are_cut() {
     assert_eq!(config.network.mtu, Auto(Some(1400)));
     assert_eq!(config.node.http(), None);
     assert_eq!(config.node.workers, Auto(Some(4)));
+    assert_eq!(config.underlay.transport, Transport::Auto);
+    assert_eq!(Config::default().underlay.transport, Transport::Ipip);
 }
 
 #[test]
@@ -161,6 +164,10 @@ fn what_later_versions_have_is_named_as_such() {
         ("[bgp]\nenabled = false\n", "t.toml:1: bgp: not in this version of tapir; remove it"),
         ("[[bgp.peer]]\naddress = \"1.1.1.1\"\n", "t.toml:1: bgp.peer[0]: not in this version of tapir; remove it"),
         ("[store]\nkind = \"etcd\"\n", "t.toml:2: store.kind: \"etcd\" is not in this version of tapir"),
+        (
+            "[underlay]\ntransport = \"tcp\"\n",
+            "t.toml:2: underlay.transport: unknown variant `tcp`, expected one of `ipip`, `udp`, `auto`",
+        ),
         (
             "[underlay]\nbackend = \"dpdk\"\n",
             "t.toml:2: underlay.backend: unknown variant `dpdk`, expected one of `auto`, `gso`, `raw`",

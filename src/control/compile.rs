@@ -6,33 +6,76 @@ use std::net::Ipv4Addr;
 use ipnet::IpNet;
 
 use super::rib::{self, NextHop};
-use super::{Desired, Endpoint, MIN_MTU_V6};
+use super::{Changes, Desired, Endpoint, MIN_MTU_V6};
 use crate::drop_reason::DropReason;
 use crate::table::{self, Adjacency, Fib, Path, Port, PortId, PortKind, Rewrite, Tables, Transport};
 
 /// Compiles everything from scratch.
 pub fn compile(desired: &Desired) -> Tables {
     let pods: BTreeMap<PortId, &Endpoint> = desired.endpoints().map(|endpoint| (endpoint.port, endpoint)).collect();
+    let pod = |port| pods.get(&port).copied();
     let best = rib::routes(desired).into_iter().filter(|route| route.best);
+    let mut ports = fixed_ports(desired);
+    if let Some((last, _)) = pods.last_key_value() {
+        ports.resize(last.index() + 1, None);
+    }
+    pods.iter().for_each(|(port, endpoint)| ports[port.index()] = Some(pod_port(endpoint)));
     Tables {
-        fib: Fib::build(best.map(|route| (route.prefix, adjacency(desired, &pods, route.prefix, &route.next_hop)))),
-        ports: ports(desired, &pods),
-        peers: desired.active_peers().map(|peer| table::Peer { address: peer.address }).collect(),
+        fib: Fib::build(best.map(|route| (route.prefix, adjacency(desired, pod, route.prefix, route.next_hop)))),
+        ports,
+        peers: peers(desired),
         node: Some(desired.underlay().address),
         router_v4: desired.own_v4(),
         router_v6: desired.own_v6(),
     }
 }
 
-fn adjacency(desired: &Desired, pods: &BTreeMap<PortId, &Endpoint>, prefix: IpNet, next_hop: &NextHop) -> Adjacency {
+/// Makes the tables that [`compile`] would from those that were right before `changes`.
+pub fn update(tables: &Tables, desired: &Desired, changes: &Changes) -> Tables {
+    if changes.all {
+        return compile(desired);
+    }
+    let pod = |port| desired.endpoint_at(port);
+    let edits = changes.prefixes.iter().map(|&prefix| {
+        let next_hop = desired.rib.best(prefix);
+        (prefix, next_hop.map(|next_hop| adjacency(desired, pod, prefix, next_hop)))
+    });
+    let mut ports = tables.ports.clone();
+    for &port in &changes.ports {
+        let length = ports.len().max(port.index() + 1);
+        ports.resize(length, None);
+        ports[port.index()] = pod(port).map(pod_port);
+    }
+    let last = ports.iter().rposition(Option::is_some);
+    ports.truncate(last.map_or(0, |last| last + 1));
+    Tables {
+        fib: tables.fib.with(edits),
+        ports,
+        peers: if changes.peers { peers(desired) } else { tables.peers.clone() },
+        node: tables.node,
+        router_v4: desired.own_v4(),
+        router_v6: desired.own_v6(),
+    }
+}
+
+fn peers(desired: &Desired) -> Vec<table::Peer> {
+    desired.active_peers().map(|peer| table::Peer { address: peer.address }).collect()
+}
+
+fn adjacency<'a>(
+    desired: &Desired,
+    pod: impl Fn(PortId) -> Option<&'a Endpoint>,
+    prefix: IpNet,
+    next_hop: NextHop,
+) -> Adjacency {
     let ipv6 = matches!(prefix, IpNet::V6(_));
-    match *next_hop {
+    match next_hop {
         NextHop::Gateway => Adjacency::Gateway,
         NextHop::Unreachable => Adjacency::Drop(DropReason::NoRoute),
         NextHop::Host => {
             Adjacency::Forward(Path { port: PortId::HOST, rewrite: Rewrite::None, mtu: desired.pod_mtu() })
         }
-        NextHop::Pod(port) => pods.get(&port).map_or(Adjacency::Drop(DropReason::NoRoute), |endpoint| {
+        NextHop::Pod(port) => pod(port).map_or(Adjacency::Drop(DropReason::NoRoute), |endpoint| {
             Adjacency::Forward(Path { port, rewrite: Rewrite::ethernet(endpoint.mac, ipv6), mtu: endpoint.mtu })
         }),
         NextHop::Direct(_) => {
@@ -44,8 +87,11 @@ fn adjacency(desired: &Desired, pods: &BTreeMap<PortId, &Endpoint>, prefix: IpNe
 
 fn tunnel(desired: &Desired, peer: Ipv4Addr, ipv6: bool) -> Adjacency {
     let mtu = desired.peer_mtu(peer);
-    let (port, rewrite) = match desired.transport(peer) {
-        Transport::Ipip | Transport::Udp => (PortId::TUNNEL, Rewrite::outer(desired.underlay().address, peer, ipv6)),
+    let transport = desired.transport(peer);
+    let rewrite = Rewrite::to_node(transport, desired.underlay().address, peer, ipv6);
+    let port = match transport {
+        Transport::Ipip => PortId::TUNNEL,
+        Transport::Udp => PortId::TUNNEL_UDP,
     };
     if ipv6 && mtu < MIN_MTU_V6 {
         // IPv6 makes no smaller packets, so the underlay has to (RFC 4213 §3.2.2).
@@ -55,15 +101,22 @@ fn tunnel(desired: &Desired, peer: Ipv4Addr, ipv6: bool) -> Adjacency {
     }
 }
 
-fn ports(desired: &Desired, pods: &BTreeMap<PortId, &Endpoint>) -> Vec<Option<Port>> {
-    let length = pods.last_key_value().map_or(PortId::FIRST_POD.index(), |(port, _)| port.index() + 1);
-    let mut ports = vec![None; length];
+/// The ports that are no pod's.
+fn fixed_ports(desired: &Desired) -> Vec<Option<Port>> {
+    let mut ports = vec![None; PortId::FIRST_POD.index()];
     ports[PortId::TUNNEL.index()] =
         Some(Port { name: "tunnel".into(), kind: PortKind::Tunnel, mtu: desired.tunnel_mtu() });
+    let inside_udp = Transport::Udp.overhead() - Transport::Ipip.overhead();
+    ports[PortId::TUNNEL_UDP.index()] = Some(Port {
+        name: "tunnel-udp".into(),
+        kind: PortKind::Tunnel,
+        mtu: desired.tunnel_mtu().saturating_sub(inside_udp),
+    });
     ports[PortId::HOST.index()] = Some(Port { name: "host".into(), kind: PortKind::Host, mtu: desired.pod_mtu() });
-    for (port, endpoint) in pods {
-        let kind = PortKind::Pod { mac: endpoint.mac, addresses: endpoint.addresses.clone() };
-        ports[port.index()] = Some(Port { name: endpoint.name(), kind, mtu: endpoint.mtu });
-    }
     ports
+}
+
+fn pod_port(endpoint: &Endpoint) -> Port {
+    let kind = PortKind::Pod { mac: endpoint.mac, addresses: endpoint.addresses.clone() };
+    Port { name: endpoint.name(), kind, mtu: endpoint.mtu }
 }

@@ -54,6 +54,8 @@ pub struct Ipam {
     withheld: BTreeSet<IpAddr>,
     /// Prefixes within the ranges that are not given out.
     reserved: Vec<IpNet>,
+    /// Families that every pod has to have.
+    required: [bool; 2],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +85,7 @@ impl Ipam {
             freed: BTreeMap::new(),
             withheld: BTreeSet::new(),
             reserved: Vec::new(),
+            required: [false; 2],
         }
     }
 
@@ -125,6 +128,16 @@ impl Ipam {
             }
         }
         self.own.len() != before
+    }
+
+    /// Families of which every pod gets an address, or none of any: IPv4, IPv6.
+    pub fn require(&mut self, ipv4: bool, ipv6: bool) {
+        self.required = [ipv4, ipv6];
+    }
+
+    /// An address is the node's own no more.
+    pub fn drop_own(&mut self, address: IpAddr) {
+        self.own.retain(|own| *own != address);
     }
 
     /// Takes over an address of its own that the node had earlier.
@@ -183,6 +196,8 @@ impl Ipam {
             let spans = self.candidates(ipv6, &wanted);
             if !spans.is_empty() {
                 chosen.push(self.choose(ipv6, &spans, now)?);
+            } else if wanted.is_empty() && self.required[usize::from(ipv6)] {
+                return Err(IpamError::NoRanges);
             }
         }
         if chosen.is_empty() {

@@ -3,14 +3,16 @@
 //! [`Desired`] is everything the node is meant to do: what its network is like (its [`Topology`]), which other nodes there
 //! are, what the underlay is like, which pods are attached, and which tunnel paths have turned out to be narrower. Whatever
 //! happens reaches it as an [`Event`] through [`Desired::apply`], and [`compile()`] makes the whole of it into
-//! [`Tables`](crate::table::Tables). The tables depend on what is true, never on the order in which it became so:
+//! [`Tables`](crate::table::Tables); [`update()`] makes them from those before, with what has changed since. The tables depend on what is true, never on the order in which it became so:
 //! a daemon that restarts applies the same events from nothing and arrives at the same tables.
 //!
 //! Everything here is pure, single-threaded and deterministic. Time is a parameter: the time since boot
 //! (CLOCK_BOOTTIME), which every process of one boot shares.
 
+mod changes;
 mod compile;
 mod endpoint;
+pub mod health;
 pub mod ipam;
 pub mod mac;
 mod network;
@@ -23,10 +25,12 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tapir_cni::protocol::AttachmentId;
 
-use crate::table::Transport;
+use crate::table::{PortId, Transport};
 use crate::wire::outer::MIN_PATH_MTU;
+use rib::Rib;
 
-pub use compile::compile;
+pub use changes::Changes;
+pub use compile::{compile, update};
 pub use endpoint::{Endpoint, Namespace};
 pub use network::{Conflict, Encapsulation, Owner, Peer, Pool, Topology, Underlay};
 
@@ -77,6 +81,15 @@ pub enum Event {
         /// When, since boot.
         now: Duration,
     },
+    /// The path to a node was measured.
+    PathMtu {
+        /// Its underlay address.
+        peer: Ipv4Addr,
+        /// What fits, outer header included.
+        mtu: u32,
+        /// When, since boot.
+        now: Duration,
+    },
     /// Time passes.
     Tick {
         /// Since boot.
@@ -94,60 +107,96 @@ pub struct Desired {
     claims: BTreeMap<Ipv4Addr, BTreeSet<String>>,
     transports: BTreeMap<Ipv4Addr, Transport>,
     endpoints: BTreeMap<AttachmentId, Endpoint>,
+    /// Who has a port. More than one only for a moment: the last one of them.
+    ports: BTreeMap<PortId, BTreeSet<AttachmentId>>,
     path_mtus: BTreeMap<Ipv4Addr, PathMtu>,
+    /// What follows from all that.
+    rib: Rib,
+    changes: Changes,
 }
 
 impl Desired {
     /// A node without pods, which knows no other.
     pub fn new(topology: Topology, underlay: Underlay) -> Self {
-        Self {
+        let mut desired = Self {
             topology,
             underlay,
             peers: BTreeMap::new(),
             claims: BTreeMap::new(),
             transports: BTreeMap::new(),
             endpoints: BTreeMap::new(),
+            ports: BTreeMap::new(),
             path_mtus: BTreeMap::new(),
-        }
+            rib: Rib::default(),
+            changes: Changes::default(),
+        };
+        desired.change_all();
+        desired
     }
 
     /// Takes an event in. True when the tables may have changed.
     pub fn apply(&mut self, event: Event) -> bool {
         match event {
-            Event::Topology(topology) => replace(&mut self.topology, topology),
+            Event::Topology(topology) => self.replace_topology(topology),
             Event::Peer(peer) => self.replace_peer(&peer.name.clone(), Some(peer)),
             Event::PeerGone(name) => self.replace_peer(&name, None),
-            Event::Transport { peer, transport } => {
-                let before = self.transport(peer);
-                if self.claims.contains_key(&peer) {
-                    self.transports.insert(peer, transport);
+            Event::Transport { peer, transport } => self.replace_transport(peer, transport),
+            Event::Underlay(underlay) => {
+                let changed = self.underlay != underlay;
+                if changed {
+                    self.underlay = underlay;
+                    self.change_all();
                 }
-                self.transport(peer) != before
+                changed
             }
-            Event::Underlay(underlay) => replace(&mut self.underlay, underlay),
-            Event::Attached(endpoint) => {
-                let id = endpoint.id.clone();
-                self.endpoints.insert(id, endpoint.clone()).is_none_or(|previous| previous != endpoint)
-            }
-            Event::Detached(id) => self.endpoints.remove(&id).is_some(),
+            Event::Attached(endpoint) => self.replace_endpoint(&endpoint.id.clone(), Some(endpoint)),
+            Event::Detached(id) => self.replace_endpoint(&id, None),
             Event::PacketTooBig { peer, mtu, now } => self.learn(peer, mtu, now),
+            Event::PathMtu { peer, mtu, now } => {
+                let known = self.path_mtus.remove(&peer).map_or(self.underlay.mtu, |path| path.mtu);
+                self.learn(peer, mtu, now);
+                let changed = self.path_mtus.get(&peer).map_or(self.underlay.mtu, |path| path.mtu) != known;
+                if changed {
+                    self.change_way(peer);
+                }
+                changed
+            }
             Event::Tick { now } => {
-                let before = self.path_mtus.len();
-                self.path_mtus.retain(|_, path| path.expires > now);
-                self.path_mtus.len() != before
+                let expired = self.path_mtus.extract_if(.., |_, path| path.expires <= now);
+                let expired: Vec<Ipv4Addr> = expired.map(|(peer, _)| peer).collect();
+                expired.iter().for_each(|&peer| self.change_way(peer));
+                !expired.is_empty()
             }
         }
+    }
+
+    fn replace_topology(&mut self, topology: Topology) -> bool {
+        if self.topology == topology {
+            return false;
+        }
+        let previous = std::mem::replace(&mut self.topology, topology);
+        if (&previous.pools, previous.mtu) != (&self.topology.pools, self.topology.mtu) {
+            self.change_all();
+        } else {
+            self.exchange(&rib::of_topology(&previous), &rib::of_topology(&self.topology));
+        }
+        true
     }
 
     fn replace_peer(&mut self, name: &str, peer: Option<Peer>) -> bool {
         if self.peers.get(name) == peer.as_ref() {
             return false;
         }
-        if let Some(previous) = self.peers.remove(name) {
-            let claims = self.claims.entry(previous.address).or_default();
+        let previous = self.peers.get(name).map(|peer| peer.address);
+        let touched: BTreeSet<Ipv4Addr> = previous.into_iter().chain(peer.as_ref().map(|peer| peer.address)).collect();
+        let routes = |desired: &Self| touched.iter().flat_map(|&address| desired.routes_of(address)).collect();
+        let before = routes(self);
+        self.peers.remove(name);
+        if let Some(address) = previous {
+            let claims = self.claims.entry(address).or_default();
             claims.remove(name);
             if claims.is_empty() {
-                self.claims.remove(&previous.address);
+                self.claims.remove(&address);
             }
         }
         if let Some(peer) = peer {
@@ -155,8 +204,42 @@ impl Desired {
             self.peers.insert(name.to_owned(), peer);
         }
         // What was learnt of a node goes with it.
-        self.path_mtus.retain(|address, _| self.claims.contains_key(address));
-        self.transports.retain(|address, _| self.claims.contains_key(address));
+        for address in touched.iter().filter(|address| !self.claims.contains_key(*address)) {
+            self.path_mtus.remove(address);
+            self.transports.remove(address);
+        }
+        let after = routes(self);
+        self.exchange(&before, &after);
+        self.changes.peers = true;
+        true
+    }
+
+    fn replace_transport(&mut self, peer: Ipv4Addr, transport: Transport) -> bool {
+        let changed = self.claims.contains_key(&peer) && self.transport(peer) != transport;
+        if changed {
+            self.transports.insert(peer, transport);
+            self.change_way(peer);
+        }
+        changed
+    }
+
+    fn replace_endpoint(&mut self, id: &AttachmentId, endpoint: Option<Endpoint>) -> bool {
+        if self.endpoints.get(id) == endpoint.as_ref() {
+            return false;
+        }
+        let previous = self.endpoints.remove(id);
+        self.exchange_endpoint(previous.as_ref(), endpoint.as_ref());
+        if let Some(previous) = previous {
+            let owners = self.ports.entry(previous.port).or_default();
+            owners.remove(id);
+            if owners.is_empty() {
+                self.ports.remove(&previous.port);
+            }
+        }
+        if let Some(endpoint) = endpoint {
+            self.ports.entry(endpoint.port).or_default().insert(id.clone());
+            self.endpoints.insert(id.clone(), endpoint);
+        }
         true
     }
 
@@ -168,6 +251,9 @@ impl Desired {
             return false;
         }
         self.path_mtus.insert(peer, PathMtu { mtu, expires: now + PATH_MTU_LIFETIME });
+        if mtu != known {
+            self.change_way(peer);
+        }
         mtu != known
     }
 
@@ -184,6 +270,11 @@ impl Desired {
     /// The attached pods.
     pub fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
         self.endpoints.values()
+    }
+
+    /// The pod with that port.
+    pub fn endpoint_at(&self, port: PortId) -> Option<&Endpoint> {
+        self.ports.get(&port).and_then(BTreeSet::last).and_then(|id| self.endpoints.get(id))
     }
 
     /// The other nodes, by name, those of [`Desired::conflicts`] too.
@@ -270,12 +361,6 @@ impl Desired {
 fn inner(mtu: u32, transport: Transport) -> u16 {
     let room = mtu.min(u32::from(u16::MAX)).saturating_sub(u32::from(transport.overhead()));
     u16::try_from(room).unwrap_or(u16::MAX)
-}
-
-fn replace<T: PartialEq>(place: &mut T, value: T) -> bool {
-    let changed = *place != value;
-    *place = value;
-    changed
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use tapir_cni::protocol::PodRef;
 use super::rib::{NextHop, Source};
 use super::*;
 use crate::drop_reason::DropReason;
-use crate::table::{Adjacency, GATEWAY_V4, GATEWAY_V6, Path, PortId, PortKind, Rewrite, Tables};
+use crate::table::{Adjacency, GATEWAY_V4, GATEWAY_V6, Path, PortId, PortKind, Rewrite, Tables, Transport};
 
 fn nets(texts: &[&str]) -> Vec<IpNet> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -45,7 +45,7 @@ fn endpoint(number: u8) -> Endpoint {
     Endpoint {
         id: AttachmentId { container_id: format!("container-{number}"), interface: "eth0".into() },
         pod: PodRef { namespace: "default".into(), name: format!("pod-{number}"), uid: String::new() },
-        port: PortId(u32::from(number) + 2),
+        port: PortId(u32::from(number) + 3),
         mac: [2, 0, 0, 0, 0, number],
         addresses: vec![[10, 244, 0, number + 2].into(), format!("fd00:0:0:1::{:x}", number + 2).parse().unwrap()],
         mtu: 1480,
@@ -70,7 +70,7 @@ fn everything_has_its_adjacency() {
     let host = Adjacency::Forward(Path { port: PortId::HOST, rewrite: Rewrite::None, mtu: 1480 });
     let pod = |ipv6| {
         let rewrite = Rewrite::ethernet([2, 0, 0, 0, 0, 7], ipv6);
-        Adjacency::Forward(Path { port: PortId(9), rewrite, mtu: 1480 })
+        Adjacency::Forward(Path { port: PortId(10), rewrite, mtu: 1480 })
     };
     for (address, adjacency) in [
         ("169.254.1.1", Adjacency::Gateway),
@@ -94,11 +94,12 @@ fn everything_has_its_adjacency() {
     assert_eq!(tables.router_v6, Some("fd00:0:0:1::1".parse().unwrap()));
     assert_eq!(tables.node, Some(Ipv4Addr::new(172, 31, 0, 1)));
     assert!(tables.is_peer(Ipv4Addr::new(172, 31, 0, 2)));
-    assert_eq!(tables.ports.len(), 10);
-    assert!(tables.port(PortId(5)).is_none());
+    assert_eq!(tables.ports.len(), 11);
+    assert!(tables.port(PortId(6)).is_none());
     assert_eq!(tables.port(PortId::TUNNEL).unwrap().kind, PortKind::Tunnel);
+    assert_eq!(tables.port(PortId::TUNNEL_UDP).unwrap().kind, PortKind::Tunnel);
     assert_eq!(tables.port(PortId::HOST).unwrap().kind, PortKind::Host);
-    let port = tables.port(PortId(9)).unwrap();
+    let port = tables.port(PortId(10)).unwrap();
     assert_eq!(port.name, "default/pod-7");
     assert_eq!(port.kind, PortKind::Pod { mac: [2, 0, 0, 0, 0, 7], addresses: endpoint(7).addresses });
 }
@@ -158,6 +159,23 @@ fn a_path_mtu_shrinks_by_icmp_and_grows_by_time() {
 }
 
 #[test]
+fn a_measured_path_mtu_shrinks_and_grows() {
+    let peer = Ipv4Addr::new(172, 31, 0, 2);
+    let measured = |mtu, seconds| Event::PathMtu { peer, mtu, now: Duration::from_secs(seconds) };
+    let mut desired = desired(topology(), underlay(1500));
+    assert!(!desired.apply(measured(1500, 0)), "no news");
+    for mtu in [1400, 1300, 1350] {
+        assert!(desired.apply(measured(mtu, 0)));
+        assert_eq!(u32::from(desired.peer_mtu(peer)), mtu - 20);
+    }
+    assert!(!desired.apply(measured(1350, 300)), "the same again only lives longer");
+    assert!(!desired.apply(Event::Tick { now: Duration::from_secs(601) }));
+    assert!(desired.apply(measured(1500, 700)), "it is as wide as any");
+    assert_eq!(lookup(&compile(&desired), "10.244.1.1"), tunnel(false, 1480));
+    assert!(!desired.apply(Event::PathMtu { peer: Ipv4Addr::new(9, 9, 9, 9), mtu: 600, now: Duration::ZERO }));
+}
+
+#[test]
 fn mtus_are_those_of_ipv4_packets() {
     assert_eq!(Desired::new(topology(), underlay(65_536)).tunnel_mtu(), 65_515);
     assert_eq!(Desired::new(topology(), underlay(10)).tunnel_mtu(), 0);
@@ -166,31 +184,56 @@ fn mtus_are_those_of_ipv4_packets() {
     assert_eq!((desired.pod_mtu(), desired.tunnel_mtu()), (1400, 1480));
 }
 
+fn modes() -> impl Strategy<Value = Encapsulation> {
+    prop_oneof![Just(Encapsulation::Always), Just(Encapsulation::CrossSubnet), Just(Encapsulation::Never)]
+}
+
+/// A node: which address it claims, how many blocks it has, which single address was lent to it, how it is reached.
+type Node = (u8, u8, Option<u8>, bool);
+
+fn node(name: u8, &(address, blocks, lent, _): &Node) -> Peer {
+    let blocks = (0..blocks).map(|block| format!("10.244.{name}.{}/26", u32::from(block) * 64));
+    // Of this node's range, where pods are, or of another node's.
+    let lent = lent.map(|lent| format!("10.244.{}.{}/32", lent % 3, lent + 2));
+    let pods: Vec<String> = blocks.chain(lent).chain([format!("fd00:0:0:{name}::/64"), "10.9.0.0/24".into()]).collect();
+    let subnet = if address > 6 { 1 } else { 0 };
+    let mut peer = peer(&format!("node-{name}"), address, &pods.iter().map(String::as_str).collect::<Vec<_>>());
+    peer.address = Ipv4Addr::new(172, 31, subnet, address);
+    peer
+}
+
 fn state() -> impl Strategy<Value = Desired> {
-    let endpoints = prop::collection::btree_set(0..20u8, 0..8);
-    let peers = prop::collection::btree_set(2..8u8, 0..4);
+    let endpoints = prop::collection::btree_map(0..20u8, 0..3u8, 0..8);
+    let nodes = (1..8u8, 0..4u8, prop::option::of(0..20u8), any::<bool>());
+    let peers = prop::collection::btree_map(1..8u8, nodes, 0..6);
     let paths = prop::collection::btree_map(2..8u8, 500..1600u32, 0..4);
-    (endpoints, peers, paths, prop_oneof![Just(1500), Just(9000)], prop::option::of(1280..1480u16)).prop_map(
-        |(endpoints, peers, paths, mtu, pod_mtu)| {
-            let topology = Topology { mtu: pod_mtu, ..topology() };
-            let mut desired = Desired::new(topology, underlay(mtu));
-            for number in peers {
-                let pods = format!("10.244.{number}.0/24");
-                desired.apply(Event::Peer(peer(&format!("node-{number}"), number, &[&pods])));
-            }
-            for number in endpoints {
-                desired.apply(Event::Attached(endpoint(number)));
-            }
-            for (number, mtu) in paths {
-                desired.apply(Event::PacketTooBig {
-                    peer: Ipv4Addr::new(172, 31, 0, number),
-                    mtu,
-                    now: Duration::ZERO,
-                });
-            }
-            desired
-        },
-    )
+    let ours =
+        (modes(), prop::bool::weighted(0.8), prop_oneof![Just(1500), Just(9000)], prop::option::of(1280..1480u16));
+    (endpoints, peers, paths, ours).prop_map(|(endpoints, peers, paths, (mode, owned, mtu, pod_mtu))| {
+        let mut topology = Topology { mtu: pod_mtu, ..topology() };
+        topology.pools[0].encapsulation = mode;
+        if !owned {
+            (topology.ranges, topology.own) = (nets(&["10.244.0.0/25"]), Vec::new());
+        }
+        let mut desired = Desired::new(topology, underlay(mtu));
+        for (&name, properties) in &peers {
+            let peer = node(name, properties);
+            let transport = if properties.3 { Transport::Udp } else { Transport::Ipip };
+            let address = peer.address;
+            desired.apply(Event::Peer(peer));
+            desired.apply(Event::Transport { peer: address, transport });
+        }
+        for (number, mac) in endpoints {
+            let mut endpoint = endpoint(number);
+            endpoint.mac[0] = 2 + 4 * mac;
+            desired.apply(Event::Attached(endpoint));
+        }
+        for (number, mtu) in paths {
+            let peer = Ipv4Addr::new(172, 31, u8::from(number > 6), number);
+            desired.apply(Event::PacketTooBig { peer, mtu, now: Duration::ZERO });
+        }
+        desired
+    })
 }
 
 /// What turns `from` into `to`, in an order that `seed` chooses where order is free.
@@ -206,6 +249,8 @@ fn events(from: &Desired, to: &Desired, seed: usize) -> Vec<Event> {
     events.rotate_left(seed % length);
     let later = Duration::from_secs(1) + PATH_MTU_LIFETIME;
     events.push(Event::Tick { now: later });
+    let transport = |peer: &Peer| Event::Transport { peer: peer.address, transport: to.transport(peer.address) };
+    events.extend(to.peers().map(transport));
     events.extend(to.path_mtus.iter().map(|(&peer, path)| Event::PacketTooBig { peer, mtu: path.mtu, now: later }));
     events
 }
@@ -221,12 +266,127 @@ proptest! {
     #[test]
     fn from_any_state_to_any_state(from in state(), to in state(), seed in any::<usize>()) {
         let mut desired = from.clone();
+        let mut tables = compile(&desired);
+        desired.take_changes();
         for event in events(&from, &to, seed) {
             let before = compile(&desired);
             if !desired.apply(event.clone()) {
                 assert_same(&compile(&desired), &before);
             }
+            // Now one event at a time, now several.
+            if seed % 3 != 0 || matches!(event, Event::Tick { .. }) {
+                tables = update(&tables, &desired, &desired.clone().take_changes());
+                desired.take_changes();
+                assert_same(&tables, &compile(&desired));
+            }
         }
+        let changes = desired.take_changes();
+        assert_same(&update(&tables, &desired, &changes), &compile(&desired));
         assert_same(&compile(&desired), &compile(&to));
     }
+}
+
+#[test]
+fn a_pools_mode_and_the_subnet_say_how_packets_travel() {
+    let direct = |mtu| Adjacency::Forward(Path { port: PortId::HOST, rewrite: Rewrite::None, mtu });
+    let far = Ipv4Addr::new(172, 31, 9, 2);
+    for (mode, near_is_direct, far_is_direct) in [
+        (Encapsulation::Always, false, false),
+        (Encapsulation::CrossSubnet, true, false),
+        (Encapsulation::Never, true, true),
+    ] {
+        let mut topology = topology();
+        topology.pools[0].encapsulation = mode;
+        topology.pools[1].encapsulation = mode;
+        let mut desired = desired(topology, underlay(1500));
+        let lent = ["10.244.2.0/26", "10.244.0.77/32", "10.9.0.0/24"];
+        desired.apply(Event::Peer(Peer { address: far, ..peer("node-3", 0, &lent) }));
+        let tables = compile(&desired);
+        let near = if near_is_direct { direct(1500) } else { tunnel(false, 1480) };
+        assert_eq!(lookup(&tables, "10.244.1.7"), near, "{mode:?}");
+        let rewrite = Rewrite::outer(Ipv4Addr::new(172, 31, 0, 1), far, false);
+        let tunnelled = Adjacency::Forward(Path { port: PortId::TUNNEL, rewrite, mtu: 1480 });
+        let far = if far_is_direct { direct(1500) } else { tunnelled };
+        assert_eq!((lookup(&tables, "10.244.2.7"), lookup(&tables, "10.244.0.77")), (far.clone(), far), "{mode:?}");
+        assert_eq!(lookup(&tables, "fd00:0:0:2::7"), tunnel(true, 1480), "IPv6 has no other way");
+        assert_eq!(lookup(&tables, "10.9.0.7"), lookup(&tables, "8.8.8.8"), "what no pool holds is nobody's");
+    }
+}
+
+#[test]
+fn of_two_nodes_with_one_address_the_first_counts() {
+    let mut desired = desired(topology(), underlay(1500));
+    let conflicts = |desired: &Desired| desired.conflicts().map(|conflict| conflict.to_string()).collect::<Vec<_>>();
+    assert!(conflicts(&desired).is_empty());
+    assert!(desired.apply(Event::Peer(peer("node-1", 2, &["10.244.7.0/24"]))));
+    desired.apply(Event::Peer(peer("us", 1, &["10.244.8.0/24"])));
+    desired.apply(Event::Peer(Peer { address: [10, 244, 0, 9].into(), ..peer("pod", 0, &["10.244.9.0/24"]) }));
+    let unreachable = Adjacency::Drop(DropReason::NoRoute);
+    let tables = compile(&desired);
+    assert_eq!(lookup(&tables, "10.244.7.1"), tunnel(false, 1480));
+    for address in ["10.244.1.1", "10.244.8.1", "10.244.9.1"] {
+        assert_eq!(lookup(&tables, address), unreachable, "{address}");
+    }
+    assert_eq!(tables.peers.len(), 1);
+    assert_eq!(
+        conflicts(&desired),
+        [
+            "node node-2 is left out: it claims 172.31.0.2, which node node-1 has too",
+            "node pod is left out: it claims 10.244.0.9, which is in the pool 10.244.0.0/16",
+            "node us is left out: it claims 172.31.0.1, which is this node's own",
+        ]
+    );
+    assert!(desired.apply(Event::PeerGone("node-1".into())));
+    assert_eq!(lookup(&compile(&desired), "10.244.1.1"), tunnel(false, 1480));
+    assert_eq!(conflicts(&desired).len(), 2);
+}
+
+/// Nobody else's claim takes the addresses that are this node's.
+#[test]
+fn what_is_live_here_stays_here() {
+    let mut desired = desired(topology(), underlay(1500));
+    desired.apply(Event::Attached(endpoint(7)));
+    let before = compile(&desired);
+    desired.apply(Event::Peer(peer("node-3", 3, &["10.244.0.1/32", "10.244.0.9/32", "10.244.0.0/24"])));
+    let tables = compile(&desired);
+    for address in ["10.244.0.1", "10.244.0.9"] {
+        assert_eq!(lookup(&tables, address), lookup(&before, address), "{address}");
+    }
+    assert!(tables.lookup([10, 244, 0, 77].into()) != before.lookup([10, 244, 0, 77].into()));
+}
+
+/// What one node more costs does not depend on how many there are.
+#[test]
+fn one_node_more_touches_its_own_routes() {
+    let joining = |number: u32| {
+        let blocks = (0..5).map(|block| {
+            let network = Ipv4Addr::from_bits(0x0ac0_0000 + ((number * 5 + block) << 6));
+            Ipv4Net::new_assert(network, 26).into()
+        });
+        let (name, address) = (format!("node-{number:05}"), Ipv4Addr::from_bits(0xac1f_0100 + number));
+        Event::Peer(Peer { name, address, pods: blocks.collect(), own: Vec::new() })
+    };
+    let big = Topology { pools: pools(&["10.192.0.0/10"]), ..topology() };
+    let mut read = Vec::new();
+    for nodes in [1_000, 10_000] {
+        let mut desired = Desired::new(big.clone(), underlay(1500));
+        for number in 0..nodes {
+            desired.apply(joining(number));
+        }
+        let tables = update(&Tables::default(), &desired, &desired.clone().take_changes());
+        desired.take_changes();
+        assert!(tables.fib.visited() >= 5 * nodes as usize, "compiled");
+        desired.apply(joining(nodes));
+        let changes = desired.take_changes();
+        assert_eq!((changes.all, changes.prefixes.len()), (false, 5));
+        let tables = update(&tables, &desired, &changes);
+        read.push(tables.fib.visited());
+        desired.apply(Event::PeerGone(format!("node-{:05}", nodes / 2)));
+        let changes = desired.take_changes();
+        let tables = update(&tables, &desired, &changes);
+        read.push(tables.fib.visited());
+        assert_same(&tables, &compile(&desired));
+    }
+    // Two chunks of routes, at most, and what lies in the blocks.
+    assert!(read.iter().all(|&read| read <= 1_100), "{read:?}");
 }

@@ -9,29 +9,28 @@ use super::attachment::Stage;
 use super::verbs::refusal;
 use super::{Daemon, Done};
 use crate::api::http::Query;
-use crate::api::liveness::State;
 use crate::api::metrics::{Port, Snapshot};
 use crate::api::routes::Routes;
-use crate::api::types::{
-    Assignment, Block, Drops, Endpoint, Ipam, Peer, PeerCount, Pool, Route, Status, Store, Tunnel,
-};
+use crate::api::types::{Assignment, Block, Drops, Endpoint, Ipam, PeerCount, Pool, Route, Status, Tunnel};
 use crate::config::StoreKind;
+use crate::control::health::State;
 use crate::control::{ipam, mac};
 use crate::host::clock;
 use crate::stats::PortCounters;
 use crate::table::PortId;
 
 impl Daemon {
-    pub(super) fn route(&self, address: IpAddr) -> Result<Route, Refusal> {
+    pub(super) fn route(&mut self, address: IpAddr) -> Result<Route, Refusal> {
         let route = self.with_routes(|routes| routes.get(address));
         route.ok_or_else(|| refusal(code::IO_FAILURE, format!("no route to {address}"), ""))
     }
 
     /// Lets `look` see the routes.
-    pub(super) fn with_routes<T>(&self, look: impl FnOnce(Routes<'_>) -> T) -> T {
+    pub(super) fn with_routes<T>(&mut self, look: impl FnOnce(Routes<'_>) -> T) -> T {
         let cluster = match self.config.store.kind {
             StoreKind::Embedded => "config",
         };
+        self.publish();
         look(Routes { desired: &self.desired, tables: &self.publisher.snapshot(), cluster })
     }
 
@@ -63,6 +62,7 @@ impl Daemon {
         self.history.take(self.workers.stats(), |port| match port {
             PortId::TUNNEL => "tunnel".into(),
             PortId::HOST => "host".into(),
+            PortId::TUNNEL_UDP => "tunnel-udp".into(),
             port => {
                 let pod = attachments.values().find(|attachment| attachment.record.port == port.0);
                 pod.map_or_else(|| format!("port {port}, gone"), |attachment| attachment.endpoint().name())
@@ -83,12 +83,13 @@ impl Daemon {
         let now = clock::now();
         let problems = self.all_problems();
         let states: Vec<State> = self.states().collect();
+        let udp = self.links.tunnel_udp || !self.config.underlay.transport.uses_udp();
         let count = |wanted| states.iter().filter(|state| **state == wanted).count();
         Status {
             node: self.config.node.name.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             uptime_s: now.saturating_sub(self.started).as_secs(),
-            ready: problems.is_empty() && self.links.host && self.links.tunnel,
+            ready: problems.is_empty() && self.links.host && self.links.tunnel && udp,
             problems,
             tunnel: Tunnel {
                 backend: self.links.backend.kind.name().into(),
@@ -97,19 +98,20 @@ impl Daemon {
                 mtu: self.desired.tunnel_mtu(),
             },
             workers: self.workers.count() as u32,
-            store: Store {
-                kind: "embedded".into(),
-                age_s: now.saturating_sub(self.saved).as_secs(),
-                reachable: !self.problems.contains_key("store"),
-            },
+            store: self.store_status(now),
             peers: PeerCount { up: count(State::Up), down: count(State::Down) },
             endpoints: self.attachments.len(),
         }
     }
 
+    /// Whether a peer answers through the tunnel.
+    pub(super) fn is_up(&self, peer: std::net::Ipv4Addr) -> bool {
+        self.prober.state(peer) == State::Up
+    }
+
     fn states(&self) -> impl Iterator<Item = State> {
-        let peers = self.desired.peers();
-        peers.map(|peer| self.prober.liveness(peer.address).map_or(State::Unknown, |liveness| liveness.state()))
+        let peers = self.desired.active_peers();
+        peers.map(|peer| self.prober.state(peer.address))
     }
 
     pub(super) fn endpoints(&self) -> Vec<Endpoint> {
@@ -148,6 +150,9 @@ impl Daemon {
             named("tunnel").counted(&self.links.tunnel_counters),
             named("host").counted(&self.links.host_counters),
         ];
+        if self.config.underlay.transport.uses_udp() {
+            ports.push(named("tunnel-udp").counted(&self.links.tunnel_udp_counters));
+        }
         ports.extend(self.attachments.values().map(|attachment| {
             let record = &attachment.record;
             let port = Port {
@@ -161,33 +166,6 @@ impl Daemon {
             port.counted(&attachment.counters)
         }));
         ports
-    }
-
-    pub(super) fn peers(&self) -> Vec<Peer> {
-        let now = clock::now();
-        let row = |peer: &crate::control::Peer| {
-            let liveness = self.prober.liveness(peer.address);
-            let has_ipv4 = peer.pods.iter().any(|range| range.addr().is_ipv4());
-            let unprobed = if has_ipv4 { "not probed yet" } else { "it has no IPv4 range to probe" };
-            let cause = liveness.filter(|_| has_ipv4).map_or_else(|| unprobed.into(), |liveness| liveness.cause(now));
-            Peer {
-                name: peer.name.clone(),
-                address: peer.address,
-                encapsulation: self.desired.transport(peer.address).name().into(),
-                state: liveness.map_or(State::Unknown, |liveness| liveness.state()).name().into(),
-                cause,
-                rtt_us: liveness
-                    .and_then(|liveness| liveness.round_trip())
-                    .map(|trip| u64::try_from(trip.as_micros()).unwrap_or(u64::MAX)),
-                loss: liveness.map_or(0.0, |liveness| liveness.loss()),
-                mtu: self.desired.peer_mtu(peer.address),
-                last_seen: liveness
-                    .and_then(|liveness| liveness.last_seen())
-                    .map(|last| now.saturating_sub(last).as_secs()),
-                pods: peer.pods.clone(),
-            }
-        };
-        self.desired.peers().map(row).collect()
     }
 
     pub(super) fn ipam(&self) -> Ipam {

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 
 use tapir_cni::protocol::{Add, AttachmentId};
 
+use super::cluster::Reading;
 use super::{Daemon, Done, PortError};
 use crate::cni::ConnectionId;
 use crate::control::{Endpoint, Event, Namespace, Underlay};
@@ -13,7 +14,7 @@ use crate::host::{HostError, clock, pod};
 use crate::io::Queue;
 use crate::io::tap::Tap;
 use crate::stats::PortStats;
-use crate::store::{FreedRecord, Phase, Record, State};
+use crate::store::{FreedRecord, Listing, Phase, Record, State, StoreError, local};
 use crate::sys::tap::Layer;
 use crate::table::PortId;
 
@@ -23,6 +24,8 @@ pub(super) struct Attachment {
     pub record: Record,
     pub stage: Stage,
     pub counters: PortStats,
+    /// An address of it is another node's by now: it stays cut off.
+    pub lost: bool,
 }
 
 /// How far an attachment has come.
@@ -64,6 +67,10 @@ pub(super) enum Outcome {
     Reattached { id: AttachmentId, result: Result<Vec<OwnedFd>, HostError> },
     /// An interface was removed.
     Removed { id: AttachmentId, result: Result<(), HostError> },
+    /// Something was read from the store.
+    Read { what: Reading, result: Result<Listing, StoreError> },
+    /// The copy of the cluster was written.
+    Kept { revision: u64, result: Result<(), local::StoreError> },
     /// The paths of namespaces were looked at: these are gone.
     Watched { gone: Vec<AttachmentId> },
     /// The host's side was looked at, and set right.
@@ -75,7 +82,7 @@ pub(super) enum Outcome {
 
 impl Attachment {
     pub fn new(record: Record, stage: Stage) -> Self {
-        Self { record, stage, counters: PortStats::default() }
+        Self { record, stage, counters: PortStats::default(), lost: false }
     }
 
     /// As forwarding and people see it.
@@ -111,6 +118,8 @@ impl Daemon {
         State {
             boot: self.boot.clone(),
             attachments: self.attachments.values().map(|attachment| attachment.record.clone()).collect(),
+            own: self.ipam.own().to_vec(),
+            cluster: self.cluster.member.durable().clone(),
             freed: self
                 .ipam
                 .freed()
@@ -126,6 +135,8 @@ impl Daemon {
         let port = endpoint.port;
         let taps = queues.iter().map(|queue| tap(queue.try_clone()?, Layer::Ethernet)).collect::<io::Result<_>>()?;
         self.apply(Event::Attached(endpoint));
+        // Its first packets would be dropped by tables that don't know the port.
+        self.publish();
         let Some(attachment) = self.attachments.get_mut(id) else { return Ok(()) };
         if let Err(error) = self.workers.add_port(port, taps, &mut attachment.counters) {
             self.apply(Event::Detached(id.clone()));

@@ -8,13 +8,12 @@ use ipnet::IpNet;
 use tokio::task::JoinError;
 
 use super::attachment::{Attachment, Outcome, Stage, tap};
-use super::{Daemon, PortError, notify};
-use crate::api::liveness;
+use super::{Daemon, PortError, Report, notify};
 use crate::control::{Event, MIN_MTU_V6, Namespace, Underlay};
 use crate::host::{HostError, clock, netns, pod, tapir0, underlay};
-use crate::io::TunnelError;
+use crate::io::tunnel_udp;
 use crate::sys::tap::Layer;
-use crate::table::PortId;
+use crate::table::{PortId, Transport};
 
 /// How often the paths of namespaces are looked at. One that is gone is let go within this and the work it takes.
 const WATCH: Duration = Duration::from_secs(2);
@@ -22,8 +21,6 @@ const WATCH: Duration = Duration::from_secs(2);
 const RECONCILE: Duration = Duration::from_secs(5);
 /// How often a detached pod is tried again.
 const RETRY: Duration = Duration::from_secs(10);
-/// ICMPv4 Destination Unreachable, Fragmentation Needed (RFC 792, RFC 1191).
-const TOO_BIG: (u8, u8) = (3, 4);
 
 /// When each is due next, since boot; and which are under way.
 #[derive(Debug, Default)]
@@ -53,6 +50,7 @@ impl Daemon {
         self.take_drops();
         self.publisher.reclaim();
         self.replay_queue();
+        self.tend_cluster(now);
         if !self.clocked.watching && is_due(&mut self.clocked.watch, WATCH, now) {
             self.watch();
         }
@@ -62,9 +60,6 @@ impl Daemon {
         if is_due(&mut self.clocked.retry, RETRY, now) {
             self.retry();
         }
-        let source = self.desired.own_v4().filter(|_| self.links.host);
-        let peers: Vec<_> = self.desired.active_peers().cloned().collect();
-        self.prober.probe(source, &peers, now);
         notify(&[sd_notify::NotifyState::Watchdog]);
     }
 
@@ -81,6 +76,8 @@ impl Daemon {
             }
             Outcome::Removed { id, result } => self.removed(&id, result),
             Outcome::Reattached { id, result } => self.reattached(&id, result),
+            Outcome::Read { what, result } => self.was_read(&what, result),
+            Outcome::Kept { revision, result } => self.kept(revision, result),
             Outcome::Watched { gone } => {
                 self.clocked.watching = false;
                 for id in gone {
@@ -172,6 +169,9 @@ impl Daemon {
         if !self.links.tunnel {
             self.reopen_tunnel();
         }
+        if !self.links.tunnel_udp {
+            self.reopen_tunnel_udp();
+        }
     }
 
     /// Takes the underlay as it is. The tunnel's sockets know its MTU and number, and are opened again when one changes.
@@ -185,8 +185,9 @@ impl Daemon {
         }
         let (before, after) = (before.1, after.1);
         tracing::info!(interface, before, after, "the underlay changed; opening the tunnel again");
-        match self.workers.remove_port(PortId::TUNNEL) {
-            Ok(()) => self.links.tunnel = false,
+        let closed = [PortId::TUNNEL, PortId::TUNNEL_UDP].map(|port| self.workers.remove_port(port));
+        match closed.into_iter().fold(Ok(()), Result::and) {
+            Ok(()) => (self.links.tunnel, self.links.tunnel_udp) = (false, false),
             Err(error) => tracing::error!(%error, "can't take the tunnel from the workers"),
         }
     }
@@ -232,10 +233,30 @@ impl Daemon {
         self.note("tunnel", problem.into_iter().collect());
     }
 
+    /// Gives the workers the tunnel inside UDP, where the config has it used.
+    pub(super) fn open_tunnel_udp(&mut self) -> Result<(), PortError> {
+        if !self.config.underlay.transport.uses_udp() {
+            return Ok(());
+        }
+        let inside_udp = Transport::Udp.overhead() - Transport::Ipip.overhead();
+        let mtu = self.desired.tunnel_mtu().saturating_sub(inside_udp);
+        let queues = tunnel_udp::open(self.desired.underlay().address, mtu, self.workers.count())?;
+        let queues = queues.into_iter().map(|queue| Box::new(queue) as _).collect();
+        self.workers.add_port(PortId::TUNNEL_UDP, queues, &mut self.links.tunnel_udp_counters)?;
+        self.links.tunnel_udp = true;
+        Ok(())
+    }
+
+    fn reopen_tunnel_udp(&mut self) {
+        let opened = self.open_tunnel_udp();
+        let problem = opened.err().map(|error| format!("the tunnel inside UDP can't be opened: {error}"));
+        self.note("tunnel-udp", problem.into_iter().collect());
+    }
+
     fn retry(&mut self) {
         let instance = self.store.instance().to_owned();
         let queues = self.workers.queues();
-        for (id, attachment) in &mut self.attachments {
+        for (id, attachment) in self.attachments.iter_mut().filter(|(_, attachment)| !attachment.lost) {
             let interface = attachment.interface(&instance);
             let Stage::Detached { trying: trying @ false, .. } = &mut attachment.stage else { continue };
             *trying = true;
@@ -279,6 +300,11 @@ impl Daemon {
                 self.links.tunnel = false;
                 self.reopen_tunnel();
             }
+            PortId::TUNNEL_UDP => {
+                tracing::error!(%error, "the sockets of the tunnel inside UDP failed; opening them again");
+                self.links.tunnel_udp = false;
+                self.reopen_tunnel_udp();
+            }
             port => {
                 let attachment = self.attachments.values_mut().find(|attachment| attachment.record.port == port.0);
                 // One that is being removed fails too.
@@ -294,18 +320,11 @@ impl Daemon {
         }
     }
 
-    /// The underlay said something about a packet of the tunnel.
-    pub(super) fn heed(&mut self, error: &TunnelError) {
-        let now = clock::now();
-        if (error.kind, error.code) == TOO_BIG {
-            let before = self.desired.peer_mtu(error.peer);
-            self.apply(Event::PacketTooBig { peer: error.peer, mtu: error.mtu, now });
-            let after = self.desired.peer_mtu(error.peer);
-            if before != after {
-                tracing::info!(peer = %error.peer, from = before, to = after, "the path to a node is narrower");
-            }
-        } else if let Some(cause) = liveness::explain(error.kind, error.code, error.offender) {
-            self.prober.explained(error.peer, cause, now);
+    /// Takes in what a worker tells.
+    pub(super) fn take_in(&mut self, report: Report) {
+        match report {
+            Report::Error(error) => self.heed(&error),
+            Report::Probe(probe) => self.take_probe(&probe),
         }
     }
 

@@ -5,7 +5,7 @@
 //!  http (api) ──────── Query ──┤   ┌───────────────────────────┐   │
 //!  worker ───── PortFailed, … ─┼─▶ │ take in → record → answer │ ──┼─▶ state on disk (store)
 //!  jobs ───────────── Outcome ─┤   └───────────────────────────┘   │
-//!  clock, signals, echo replies┘         one task owns it all      └─▶ jobs (threads): the kernel (host)
+//!  clock, signals, probes ─────┘         one task owns it all      └─▶ jobs (threads): the kernel (host)
 //! ```
 //!
 //! The loop owns all state. What happens is taken in at once, or becomes a *job*: work in the kernel that may take a
@@ -27,8 +27,11 @@ mod answer;
 mod attachment;
 mod backend;
 mod clocked;
+mod cluster;
 mod del_queue;
 mod dispatch;
+mod embedded;
+mod parked;
 mod prober;
 mod reload;
 mod start;
@@ -51,15 +54,17 @@ use crate::api::http;
 use crate::cni::{Server, ServerError};
 use crate::config::{Config, ConfigError, Place};
 use crate::control::ipam::Ipam;
-use crate::control::{Desired, Event, compile};
+use crate::control::{Desired, Event, update};
 use crate::host::{HostError, clock};
 use crate::io::TunnelError;
 use crate::stats::PortStats;
 use crate::store::local::{Store, StoreError};
+use crate::store::session::Update;
 use crate::table::{PortId, Publisher};
-use crate::worker::{WorkerError, Workers};
+use crate::worker::{ProbeEvent, WorkerError, Workers};
 use attachment::{Attachment, Outcome, Waiting};
 use backend::Backend;
+use cluster::Cluster;
 use dispatch::Done;
 use prober::Prober;
 
@@ -174,6 +179,8 @@ struct Daemon {
     ipam: Ipam,
     attachments: BTreeMap<AttachmentId, Attachment>,
     publisher: Publisher,
+    /// The tables are not yet what they ought to be.
+    stale: bool,
     workers: Workers,
     links: Links,
     prober: Prober,
@@ -189,6 +196,7 @@ struct Daemon {
     deferred: Vec<Deferred>,
     /// What waits for attachments to be gone.
     waiting: Vec<Waiting>,
+    cluster: Cluster,
 }
 
 /// The ports that are not pods'.
@@ -197,9 +205,12 @@ struct Links {
     host: bool,
     /// The tunnel is open.
     tunnel: bool,
+    /// The tunnel inside UDP is open; not where the config has it not used.
+    tunnel_udp: bool,
     backend: Backend,
     host_counters: PortStats,
     tunnel_counters: PortStats,
+    tunnel_udp_counters: PortStats,
 }
 
 /// What is done once the state is on disk.
@@ -214,8 +225,9 @@ struct Deferred {
 struct Inputs {
     server: Server,
     http: Option<tokio::net::TcpListener>,
+    updates: mpsc::Receiver<Update>,
     failures: mpsc::UnboundedReceiver<Failure>,
-    errors: mpsc::Receiver<TunnelError>,
+    reports: mpsc::Receiver<Report>,
     signals: Signals,
 }
 
@@ -226,6 +238,15 @@ enum Failure {
     Port { id: PortId, generation: u64, error: io::Error },
     /// It has ended.
     Worker,
+}
+
+/// What a worker tells, as far as there is time to listen.
+#[derive(Debug)]
+enum Report {
+    /// The underlay said something about a packet of the tunnel.
+    Error(TunnelError),
+    /// A probe came by the tunnel.
+    Probe(ProbeEvent),
 }
 
 struct Signals {
@@ -246,7 +267,7 @@ impl Signals {
 
 impl Daemon {
     async fn run(mut self, inputs: Inputs) -> Result<(), DaemonError> {
-        let Inputs { server, http: listener, mut failures, mut errors, mut signals } = inputs;
+        let Inputs { server, http: listener, mut updates, mut failures, mut reports, mut signals } = inputs;
         let (to, mut messages) = mpsc::channel(BACKLOG);
         let server = tokio::spawn(async move { server.serve(to).await });
         let (to, mut queries) = mpsc::channel(BACKLOG);
@@ -269,18 +290,27 @@ impl Daemon {
                         self.finish(outcome);
                     }
                 }
+                Some(update) = updates.recv() => {
+                    self.heard(update);
+                    for _ in 1..BATCH {
+                        let Ok(update) = updates.try_recv() else { break };
+                        self.heard(update);
+                    }
+                }
                 failure = failures.recv() => match failure {
                     Some(Failure::Port { id, generation, error }) => self.port_failed(id, generation, &error),
                     Some(Failure::Worker) | None => break Err(DaemonError::Worker),
                 },
-                Some(error) = errors.recv() => self.heed(&error),
+                Some(report) = reports.recv() => self.take_in(report),
                 Some(query) = queries.recv() => self.inform(query),
-                () = self.prober.answered() => {}
+                () = until(self.prober.wait()) => self.probe(),
                 _ = ticks.tick() => self.tick(),
                 _ = signals.hangup.recv() => self.reload(),
                 _ = signals.end.recv() => break Ok(()),
                 _ = signals.interrupt.recv() => break Ok(()),
             }
+            self.pursue();
+            self.publish();
             self.commit().await;
         };
         tracing::info!("ending; pods, tapir0 and routes stay as they are");
@@ -293,16 +323,20 @@ impl Daemon {
         end
     }
 
-    /// Makes the tables what they ought to be.
-    fn publish(&self) {
-        self.publisher.publish(compile(&self.desired));
+    /// Makes the tables what they ought to be, if they are not. Once a round, however much has happened in it; and before
+    /// something that needs them right at once.
+    fn publish(&mut self) {
+        if std::mem::take(&mut self.stale) {
+            let changes = self.desired.take_changes();
+            let tables = update(&self.publisher.snapshot(), &self.desired, &changes);
+            self.publisher.publish(tables);
+        }
     }
 
-    /// Takes an event in, and publishes what follows from it.
+    /// Takes an event in. What follows from it is published at the end of the round.
     fn apply(&mut self, event: Event) {
-        if self.desired.apply(event) {
-            self.publish();
-        }
+        self.prober.expect(&event);
+        self.stale |= self.desired.apply(event);
     }
 
     /// Writes the state if it has changed, and does what waited for that.
@@ -317,6 +351,7 @@ impl Daemon {
                 Err(error) => return self.fail_deferred(&error),
             }
         }
+        self.cluster.send();
         for Deferred { done, answer, .. } in std::mem::take(&mut self.deferred) {
             done.succeed(answer);
         }
@@ -349,6 +384,14 @@ impl Daemon {
                 details: "make room on node.state_dir's disk".into(),
             });
         }
+    }
+}
+
+/// Waits that long, or for ever.
+async fn until(wait: Option<Duration>) {
+    match wait {
+        Some(wait) => tokio::time::sleep(wait).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,109 +1,216 @@
-//! Probes of the other nodes, through the tunnel.
+//! Probes of the other nodes: from what [`Health`] wants to what the workers send, and back.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::hash::{BuildHasher, RandomState};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use rustix::net::SendFlags;
-use tokio::net::UdpSocket;
+use super::Daemon;
+use crate::api::types::Peer;
+use crate::config::Transport as Choice;
+use crate::control::health::{self, Decision, Health, Probe, State};
+use crate::control::{self, Event, Underlay, rib};
+use crate::host::clock;
+use crate::io::TunnelError;
+use crate::table::{PortId, Transport};
+use crate::wire::{outer, probe};
+use crate::worker::ProbeEvent;
 
-use crate::api::liveness::Liveness;
-use crate::control::{Peer, ipam};
-use crate::host::{HostError, clock, icmp};
+/// ICMPv4 Destination Unreachable, Fragmentation Needed (RFC 792, RFC 1191).
+const TOO_BIG: (u8, u8) = (3, 4);
 
-/// The most messages that are looked at in one round.
-const BATCH: usize = 64;
-/// More than any answer of ours, in bytes.
-const MAX_ANSWER: usize = 128;
-
-/// What is known of the peers, and the socket that finds out.
-#[derive(Default)]
+/// What is known of the peers, and what tells answers from forgeries.
 pub(super) struct Prober {
-    echo: Option<UdpSocket>,
-    source: Option<Ipv4Addr>,
-    sequence: u16,
-    peers: BTreeMap<Ipv4Addr, Probed>,
-}
-
-struct Probed {
-    target: Option<Ipv4Addr>,
-    liveness: Liveness,
+    health: Health,
+    /// Pods of other nodes can't know it.
+    cookie: u64,
+    /// The peers may be others than those that are probed.
+    stale: bool,
 }
 
 impl Prober {
-    /// What is known of the peer with that underlay address.
-    pub fn liveness(&self, peer: Ipv4Addr) -> Option<&Liveness> {
-        self.peers.get(&peer).map(|probed| &probed.liveness)
+    pub fn new(transport: Choice, underlay: &Underlay) -> Self {
+        let health = Health::new(health_config(transport, false, underlay));
+        // The standard library's hashers have keys that nobody knows.
+        Self { health, cookie: RandomState::new().hash_one("probes"), stale: true }
     }
 
-    /// The underlay said why packets to a peer don't arrive.
-    pub fn explained(&mut self, peer: Ipv4Addr, cause: String, now: Duration) {
-        if let Some(probed) = self.peers.get_mut(&peer) {
-            probed.liveness.explained(cause, now);
+    /// An event is about to change what is known of the peers.
+    pub fn expect(&mut self, event: &Event) {
+        self.stale |= match event {
+            Event::Topology(_) | Event::Peer(_) | Event::PeerGone(_) | Event::Underlay(_) => true,
+            Event::Transport { .. }
+            | Event::Attached(_)
+            | Event::Detached(_)
+            | Event::PacketTooBig { .. }
+            | Event::PathMtu { .. }
+            | Event::Tick { .. } => false,
+        };
+    }
+
+    /// Whether a peer answers.
+    pub fn state(&self, peer: Ipv4Addr) -> State {
+        self.health.report(peer, clock::now()).map_or(State::Unknown, |report| report.state)
+    }
+
+    /// How long until [`Daemon::probe`] has something to do; none: until something happens.
+    pub fn wait(&self) -> Option<Duration> {
+        if self.stale {
+            return Some(Duration::ZERO);
         }
+        self.health.next().map(|next| next.saturating_sub(clock::now()))
+    }
+}
+
+fn health_config(transport: Choice, is_udp_open: bool, underlay: &Underlay) -> health::Config {
+    let transport = match transport {
+        Choice::Ipip => Some(Transport::Ipip),
+        Choice::Udp => Some(Transport::Udp),
+        Choice::Auto => None,
+    };
+    health::Config { transport, port: is_udp_open.then_some(outer::PORT), mtu: underlay.mtu }
+}
+
+impl Daemon {
+    /// Sends the probes that are due.
+    pub(super) fn probe(&mut self) {
+        let now = clock::now();
+        self.follow_peers(now);
+        let probes = self.prober.health.due(now);
+        for transport in [Transport::Ipip, Transport::Udp] {
+            let probes: Vec<Probe> = probes.iter().filter(|probe| probe.transport == transport).copied().collect();
+            self.send_probes(transport, &probes);
+        }
+        self.decide();
     }
 
-    /// Sends the probes that are due, from `source`, which `tapir0` has.
-    pub fn probe(&mut self, source: Option<Ipv4Addr>, peers: &[Peer], now: Duration) {
-        self.peers.retain(|address, _| peers.iter().any(|peer| peer.address == *address));
-        for peer in peers {
-            let target = target(peer);
-            let probed =
-                self.peers.entry(peer.address).or_insert_with(|| Probed { target, liveness: Liveness::default() });
-            if probed.target != target {
-                *probed = Probed { target, liveness: Liveness::default() };
+    /// Probes the peers there are. Those whose packets take no tunnel can't be, nor can any without an address to ask from.
+    fn follow_peers(&mut self, now: Duration) {
+        let config = health_config(self.config.underlay.transport, self.links.tunnel_udp, self.desired.underlay());
+        self.prober.health.configure(config, now);
+        if !std::mem::take(&mut self.prober.stale) {
+            return;
+        }
+        let peers = self.desired.active_peers().filter(|peer| !rib::is_direct(&self.desired, peer));
+        let peers = peers.filter(|_| self.desired.own_v4().is_some());
+        self.prober.health.sync(peers.map(|peer| (peer.address, &peer.own[..])), now);
+    }
+
+    fn send_probes(&mut self, transport: Transport, probes: &[Probe]) {
+        let (node, Some(own)) = (self.desired.underlay().address, self.desired.own_v4()) else { return };
+        if probes.is_empty() {
+            return;
+        }
+        let cookie = self.prober.cookie;
+        let packet = |probe: &Probe| {
+            let Probe { peer, target, length, sequence, .. } = *probe;
+            let inner = length.saturating_sub(transport.overhead());
+            probe::request(transport, node, peer, own, target, inner, cookie, sequence)
+        };
+        let port = match transport {
+            Transport::Ipip => PortId::TUNNEL,
+            Transport::Udp => PortId::TUNNEL_UDP,
+        };
+        let results = match self.workers.inject(port, probes.iter().map(packet).collect()) {
+            Ok(results) => {
+                results.into_iter().map(|result| result.map_err(|reason| reason.name().to_owned())).collect()
+            }
+            Err(error) => vec![Err(error.to_string()); probes.len()],
+        };
+        let now = clock::now();
+        for (probe, result) in probes.iter().zip(results) {
+            if let Err(cause) = result {
+                self.prober.health.failed(probe, &cause, now);
             }
         }
-        if self.source != source {
-            (self.source, self.echo) = (source, None);
+    }
+
+    /// A probe came by the tunnel: an answer to one of ours, or the peer's own. One that does not come from the peer's own
+    /// address is a pod's forgery.
+    pub(super) fn take_probe(&mut self, event: &ProbeEvent) {
+        let now = clock::now();
+        let health = &mut self.prober.health;
+        if health.target(event.peer) != Some(event.source) {
+            return;
         }
-        let Some(source) = source else { return };
-        if self.echo.is_none() && !self.peers.is_empty() {
-            self.echo = open(source).inspect_err(|error| tracing::debug!(%error, "can't probe peers")).ok();
+        if !event.reply {
+            health.heard(event.peer, event.transport, now);
+        } else if event.cookie == self.prober.cookie {
+            health.answered(event.peer, event.asked, event.sequence, now);
         }
-        let (sequence, echo) = (&mut self.sequence, &self.echo);
-        for Probed { target, liveness } in self.peers.values_mut() {
-            let Some(target) = target.filter(|_| liveness.is_due(now)) else { continue };
-            *sequence = sequence.wrapping_add(1).max(1);
-            let request = icmp::request(identifier(), *sequence);
-            // Not through the runtime, which does not know that a new socket is writable before it has polled it.
-            let to = SocketAddrV4::new(target, 0);
-            match echo.as_ref().map(|echo| rustix::net::sendto(echo, &request, SendFlags::DONTWAIT, &to)) {
-                Some(Ok(_)) => liveness.sent(*sequence, now),
-                Some(Err(error)) => liveness.failed(format!("this node can't send to it: {error}"), now),
-                None => liveness.failed(format!("this node has no {source} to send from"), now),
+        self.decide();
+    }
+
+    /// The underlay said something about a packet of the tunnel.
+    pub(super) fn heed(&mut self, error: &TunnelError) {
+        let now = clock::now();
+        if (error.kind, error.code) == TOO_BIG {
+            let before = self.desired.peer_mtu(error.peer);
+            self.apply(Event::PacketTooBig { peer: error.peer, mtu: error.mtu, now });
+            self.prober.health.too_big(error.peer, error.mtu, now);
+            let after = self.desired.peer_mtu(error.peer);
+            if before != after {
+                tracing::info!(peer = %error.peer, from = before, to = after, "the path to a node is narrower");
+            }
+        } else if let Some(cause) = health::explain(error.kind, error.code, error.offender) {
+            self.prober.health.explained(error.peer, cause, now);
+        }
+        self.decide();
+    }
+
+    /// Does what follows from the probes.
+    fn decide(&mut self) {
+        let now = clock::now();
+        for decision in self.prober.health.decisions() {
+            match decision {
+                Decision::Transport { peer, transport } => {
+                    let name = self.desired.peer(peer).map_or("", |peer| &peer.name);
+                    tracing::info!(name, %peer, transport = transport.name(), "packets to a node take another transport");
+                    self.apply(Event::Transport { peer, transport });
+                }
+                Decision::PathMtu { peer, mtu } => {
+                    let before = self.desired.peer_mtu(peer);
+                    self.apply(Event::PathMtu { peer, mtu: mtu.into(), now });
+                    let after = self.desired.peer_mtu(peer);
+                    if before != after {
+                        tracing::info!(%peer, from = before, to = after, "the path to a node was measured");
+                    }
+                }
             }
         }
     }
 
-    /// Waits for answers, and notes them. For ever when there is no socket.
-    pub async fn answered(&mut self) {
-        let Some(echo) = &self.echo else { return std::future::pending().await };
-        let Ok(()) = echo.readable().await else { return std::future::pending().await };
-        for _ in 0..BATCH {
-            let mut buffer = [0; MAX_ANSWER];
-            // An error is an ICMP error about a probe, or means that there is nothing more.
-            let Ok((length, from)) = echo.try_recv_from(&mut buffer) else { return };
-            let Some(sequence) = icmp::reply(&buffer[..length], identifier()) else { continue };
-            let answering = self.peers.values_mut().filter(|probed| probed.target.map(IpAddr::V4) == Some(from.ip()));
-            answering.for_each(|probed| probed.liveness.answered(sequence, clock::now()));
+    /// The other nodes, and what is known of them.
+    pub(super) fn peers(&self) -> Vec<Peer> {
+        self.desired.peers().map(|peer| self.describe(peer, clock::now())).collect()
+    }
+
+    fn describe(&self, peer: &control::Peer, now: Duration) -> Peer {
+        // What a node that is left out claims is another's.
+        let active = self.desired.peer(peer.address).is_some_and(|active| active.name == peer.name);
+        let is_direct = rib::is_direct(&self.desired, peer);
+        let report = active.then(|| self.prober.health.report(peer.address, now)).flatten();
+        let unprobed = || match (active, is_direct) {
+            (false, _) => "not probed: left out, see the problems in status",
+            (true, true) => "not probed: packets go to it as they are",
+            (true, false) if self.desired.own_v4().is_none() => "not probed: no IPv4 address among this node's pods",
+            (true, false) => "not probed yet",
+        };
+        let age = |at: Duration| now.saturating_sub(at).as_secs();
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let encapsulation = if is_direct { "direct" } else { self.desired.transport(peer.address).name() };
+        let mtu = if is_direct { self.desired.direct_mtu() } else { self.desired.peer_mtu(peer.address) };
+        Peer {
+            name: peer.name.clone(),
+            address: peer.address,
+            encapsulation: encapsulation.into(),
+            state: report.as_ref().map_or(State::Unknown, |report| report.state).name().into(),
+            rtt_us: report.as_ref().and_then(|report| report.round_trip).map(micros),
+            loss: report.as_ref().map_or(0.0, |report| report.loss),
+            mtu,
+            last_seen: report.as_ref().and_then(|report| report.last_seen).map(age),
+            transport_since: report.as_ref().map(|report| age(report.since)),
+            cause: report.map_or_else(|| unprobed().into(), |report| report.cause),
+            pods: peer.pods.clone(),
         }
     }
-}
-
-fn identifier() -> u16 {
-    (std::process::id() & 0xffff) as u16
-}
-
-fn open(source: Ipv4Addr) -> Result<UdpSocket, HostError> {
-    let socket = icmp::open(source)?;
-    UdpSocket::from_std(socket).map_err(|source| HostError::System { action: "wait for echo replies", source })
-}
-
-/// The address of a peer's `tapir0`.
-fn target(peer: &Peer) -> Option<Ipv4Addr> {
-    ipam::own_addresses(&peer.pods).into_iter().find_map(|address| match address {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(_) => None,
-    })
 }

@@ -3,33 +3,11 @@
 //! A config takes effect whole or not at all. What can't change while the daemon runs is named and refused, as is
 //! what would take an address from a pod that has it.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::{Daemon, DaemonError};
-use crate::config::{self, Config, Place};
-use crate::control::{Event, MIN_MTU_V6, OVERHEAD, Peer, Pool, Topology, Underlay, ipam};
-
-/// What the config says about this node's own network.
-pub(super) fn topology(config: &Config) -> Topology {
-    let pool = |pool: &config::Pool| Pool { cidr: pool.cidr, encapsulation: config.encapsulation(pool) };
-    Topology {
-        pools: config.network.pools.iter().map(pool).collect(),
-        ranges: config.network.node_cidrs.clone(),
-        own: ipam::own_addresses(&config.network.node_cidrs),
-        mtu: config.network.mtu.0,
-    }
-}
-
-/// The other nodes that the config names.
-pub(super) fn peers(config: &Config) -> impl Iterator<Item = Peer> {
-    config.peers.iter().map(|peer| Peer {
-        name: peer.name.clone(),
-        address: peer.address,
-        pods: peer.pods.clone(),
-        own: ipam::own_addresses(&peer.pods),
-    })
-}
+use crate::config::{Config, Place};
+use crate::control::{MIN_MTU_V6, OVERHEAD, Underlay};
 
 /// What contradicts the underlay as it is: the key, and why.
 pub(super) fn contradiction(config: &Config, underlay: &Underlay) -> Option<(String, String)> {
@@ -62,6 +40,7 @@ fn fixed(old: &Config, new: &Config, underlay: &Underlay) -> Vec<&'static str> {
         ("node.workers", old.node.workers != new.node.workers),
         ("underlay.interface", old.underlay.interface != new.underlay.interface),
         ("underlay.backend", old.underlay.backend != new.underlay.backend),
+        ("underlay.transport", old.underlay.transport != new.underlay.transport),
         ("store.kind", old.store.kind != new.store.kind),
     ];
     differences.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
@@ -110,13 +89,9 @@ impl Daemon {
             }
         }
         self.ipam = ipam;
-        let named: BTreeSet<&str> = config.peers.iter().map(|peer| peer.name.as_str()).collect();
-        let gone = self.desired.peers().filter(|peer| !named.contains(peer.name.as_str()));
-        let gone: Vec<Event> = gone.map(|peer| Event::PeerGone(peer.name.clone())).collect();
-        let events =
-            gone.into_iter().chain([Event::Topology(topology(&config))]).chain(peers(&config).map(Event::Peer));
-        events.for_each(|event| self.apply(event));
+        self.cluster.reconfigure(&config, &self.config);
         self.config = config;
+        self.follow_cluster();
         self.reconcile();
         Ok(())
     }
@@ -173,7 +148,7 @@ mod tests {
         assert!(fixed(&old, &config("address = \"172.31.0.1\"\n"), &underlay(1500)).is_empty());
         let new = config(
             "address = \"172.31.0.9\"\nhttp = \"\"\nworkers = 2\nsocket = \"/x\"\nstate_dir = \"/y\"\n\
-             [underlay]\ninterface = \"e\"\nbackend = \"raw\"\n",
+             [underlay]\ninterface = \"e\"\nbackend = \"raw\"\ntransport = \"auto\"\n",
         );
         assert_eq!(
             fixed(&old, &new, &underlay(1500)),
@@ -184,7 +159,8 @@ mod tests {
                 "node.http",
                 "node.workers",
                 "underlay.interface",
-                "underlay.backend"
+                "underlay.backend",
+                "underlay.transport"
             ]
         );
     }

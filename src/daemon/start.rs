@@ -5,6 +5,7 @@
 //! packets flow again before anything slow happens.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, RandomState};
 use std::io::ErrorKind;
 use std::net::{IpAddr, TcpListener};
 use std::os::fd::OwnedFd;
@@ -18,20 +19,23 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::attachment::{Attachment, Stage, interface};
+use super::cluster::Cluster;
 use super::dispatch::Done;
+use super::embedded;
 use super::prober::Prober;
 use super::verbs::MAX_WANTED;
-use super::{BACKLOG, Backend, Daemon, DaemonError, Failure, Inputs, Links, Signals, del_queue, reload};
+use super::{BACKLOG, Backend, Daemon, DaemonError, Failure, Inputs, Links, Report, Signals, del_queue, reload};
 use crate::api::drops::History;
+use crate::cluster::{Durable, Identity, Kind, Member};
 use crate::cni::{Server, ServerError};
-use crate::config::{Config, Place};
+use crate::config::{Config, Place, StoreKind};
 use crate::control::ipam::{Freed, Ipam};
-use crate::control::{Desired, Event};
+use crate::control::{Desired, Event, Topology, Underlay};
 use crate::host::{HostError, clock, netns, pod, tapir0, underlay};
-use crate::io::TunnelError;
 use crate::stats::PortStats;
 use crate::store::local::{Found, Store, StoreError};
-use crate::store::{Phase, Record};
+use crate::store::session::{Session, Update};
+use crate::store::{Embedded, Phase, Record, State};
 use crate::table::{PortId, Publisher};
 use crate::worker::{self, Event as WorkerEvent, Workers};
 
@@ -42,10 +46,14 @@ const PAUSE: Duration = Duration::from_millis(10);
 const MAX_DEFAULT_WORKERS: usize = 4;
 
 /// What was remembered or found.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Recovered {
     records: Vec<Record>,
     freed: Vec<Freed>,
+    own: Vec<IpAddr>,
+    durable: Durable,
+    /// Nothing is remembered.
+    fresh: bool,
 }
 
 /// Starts everything; the daemon is ready when this returns.
@@ -67,23 +75,23 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
 
     let recovered = recover(&store, &boot, &config, started)?;
     let queued = read_queue(&config.node.socket);
+    let Recovered { own, durable, fresh, .. } = recovered.clone();
     let (settled, freed) = settle(recovered, &queued, store.instance(), worker::queues(count), started);
-    let ipam = assign(&config, &settled, &freed, path)?;
+    let ipam = assign(&config, &settled, &freed, &own, path)?;
+    let me = identity(&config, &underlay, store.instance());
+    let (cluster, updates) = join(&config, me, durable, fresh, &store)?;
 
     let publisher = Publisher::default();
     let (failed, failures) = mpsc::unbounded_channel();
-    let (reported, errors) = mpsc::channel(BACKLOG);
+    let (reported, reports) = mpsc::channel(BACKLOG);
     let workers = Workers::spawn(count, &publisher, || {
         let teller = Teller { failed: failed.clone(), reported: reported.clone() };
         move |event| teller.tell(event)
     });
-    let mut desired = Desired::new(reload::topology(&config), underlay);
-    for peer in reload::peers(&config) {
-        desired.apply(Event::Peer(peer));
-    }
+    let prober = Prober::new(config.underlay.transport, &underlay);
     let mut daemon = Daemon {
         path: path.into(),
-        desired,
+        desired: Desired::new(Topology::default(), underlay),
         config,
         store,
         boot,
@@ -91,15 +99,18 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
         ipam,
         attachments: BTreeMap::new(),
         publisher,
+        stale: true,
         workers: workers.map_err(system("start the workers"))?,
         links: Links {
             host: false,
             tunnel: false,
+            tunnel_udp: false,
             backend: Backend::default(),
             host_counters: PortStats::default(),
             tunnel_counters: PortStats::default(),
+            tunnel_udp_counters: PortStats::default(),
         },
-        prober: Prober::default(),
+        prober,
         history: History::default(),
         jobs: JoinSet::new(),
         clocked: Default::default(),
@@ -108,7 +119,9 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
         saved: started,
         deferred: Vec::new(),
         waiting: Vec::new(),
+        cluster,
     };
+    daemon.follow_cluster();
     daemon.open(settled, backend)?;
     daemon.store.save(&daemon.state())?;
     for entry in queued.values() {
@@ -120,7 +133,50 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
     let took = clock::now().saturating_sub(started);
     let endpoints = daemon.attachments.len();
     tracing::info!(endpoints, ?took, socket = %daemon.config.node.socket.display(), "ready");
-    Ok((daemon, Inputs { server, http, failures, errors, signals }))
+    Ok((daemon, Inputs { server, http, updates, failures, reports, signals }))
+}
+
+/// Who this node is.
+fn identity(config: &Config, underlay: &Underlay, instance: &str) -> Identity {
+    Identity {
+        name: config.node.name.clone(),
+        instance: instance.to_owned(),
+        address: underlay.address,
+        subnet: underlay.subnet.trunc(),
+        transport: config.underlay.transport.name().to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        labels: config.node.labels.clone(),
+    }
+}
+
+/// Begins to take part in the cluster, with what this node remembers of it.
+fn join(
+    config: &Config,
+    me: Identity,
+    mut durable: Durable,
+    fresh: bool,
+    store: &Store,
+) -> Result<(Cluster, mpsc::Receiver<Update>), DaemonError> {
+    let now = clock::now();
+    let seed = RandomState::new().hash_one(&me.name);
+    let name = me.name.clone();
+    let policy = embedded::policy(config);
+    let (member, session, updates, embedded) = match config.store.kind {
+        StoreKind::Embedded => {
+            embedded::own(config, &mut durable);
+            let memory = embedded::memory(config, &durable);
+            let (entries, revision) = (memory.list(&Kind::WATCHED).entries, memory.revision());
+            let embedded = Embedded::new(memory);
+            let (session, updates) = Session::start(embedded.clone());
+            let mut member = Member::new(me, policy, durable, false, seed);
+            member.remember(entries, revision);
+            (member, session, updates, Some(embedded))
+        }
+    };
+    let amnesic = fresh && embedded.is_none();
+    let cluster = Cluster::new(member, session, embedded, amnesic, now);
+    cluster.announce(&name);
+    Ok((cluster, updates))
 }
 
 /// Half of the cores: the other half has the pods to run (`docs/decisions/008-workers.md`).
@@ -150,10 +206,10 @@ fn unheld() -> Result<(), DaemonError> {
     if tapir0::is_held()? { Err(DaemonError::Held) } else { Ok(()) }
 }
 
-/// What a worker tells by, without waiting: of the underlay's errors some may be lost.
+/// What a worker tells by, without waiting: of the underlay's errors and of probes some may be lost.
 struct Teller {
     failed: mpsc::UnboundedSender<Failure>,
-    reported: mpsc::Sender<TunnelError>,
+    reported: mpsc::Sender<Report>,
 }
 
 impl Teller {
@@ -162,7 +218,8 @@ impl Teller {
             WorkerEvent::PortFailed { id, generation, error } => {
                 drop(self.failed.send(Failure::Port { id, generation, error }));
             }
-            WorkerEvent::TunnelError(error) => drop(self.reported.try_send(error)),
+            WorkerEvent::TunnelError(error) => drop(self.reported.try_send(Report::Error(error))),
+            WorkerEvent::Probe(probe) => drop(self.reported.try_send(Report::Probe(probe))),
         }
     }
 }
@@ -181,13 +238,15 @@ fn recover(store: &Store, boot: &str, config: &Config, now: Duration) -> Result<
                 // Never later than now, or it would cool for longer than it has to.
                 Freed { address: freed.address, at: Duration::from_millis(freed.at_ms).min(now) }
             });
-            Ok(Recovered { freed: freed.collect(), records: state.attachments })
+            let State { attachments, own, cluster, .. } = state;
+            Ok(Recovered { freed: freed.collect(), records: attachments, own, durable: cluster, fresh: false })
         }
         Found::State(state) => {
             let count = state.attachments.len();
             tracing::info!(attachments = count, "the state is of an earlier boot; its namespaces are gone");
             let addresses = state.attachments.into_iter().flat_map(|record| record.addresses);
-            Ok(Recovered { records: Vec::new(), freed: addresses.map(|address| Freed { address, at: now }).collect() })
+            let freed = addresses.map(|address| Freed { address, at: now }).collect();
+            Ok(Recovered { records: Vec::new(), freed, own: state.own, durable: state.cluster, fresh: false })
         }
         Found::SetAside { path, damage } => {
             let folder = config.node.state_dir.display();
@@ -236,7 +295,7 @@ fn rebuild(instance: &str, config: &Config) -> Recovered {
             delegated,
         });
     }
-    Recovered { records, freed: Vec::new() }
+    Recovered { records, fresh: true, ..Recovered::default() }
 }
 
 /// The queued DELs and their files.
@@ -261,7 +320,7 @@ fn settle(
     queues: usize,
     now: Duration,
 ) -> (Settled, Vec<Freed>) {
-    let Recovered { records, mut freed } = recovered;
+    let Recovered { records, mut freed, .. } = recovered;
     let mut settled = Vec::new();
     for record in records {
         let interface = interface(&record, instance);
@@ -291,8 +350,20 @@ fn settle(
 
 /// The addresses as they are taken. A pod keeps one that the config no longer gives to this node, but not one that
 /// is the node's own.
-fn assign(config: &Config, settled: &Settled, freed: &[Freed], path: &Path) -> Result<Ipam, DaemonError> {
-    let mut ipam = Ipam::new(&config.network.node_cidrs);
+fn assign(
+    config: &Config,
+    settled: &Settled,
+    freed: &[Freed],
+    own: &[IpAddr],
+    path: &Path,
+) -> Result<Ipam, DaemonError> {
+    // What is in the config is this node's if no store has to agree.
+    let fixed = &config.network.node_cidrs;
+    let known = if config.store.kind == StoreKind::Embedded { &fixed[..] } else { &[] };
+    let mut ipam = Ipam::new(known);
+    if known.is_empty() {
+        own.iter().for_each(|&address| ipam.restore_own(address));
+    }
     let own: BTreeSet<IpAddr> = ipam.own().iter().copied().collect();
     for (record, _) in settled {
         for &address in &record.addresses {
@@ -301,7 +372,8 @@ fn assign(config: &Config, settled: &Settled, freed: &[Freed], path: &Path) -> R
                 let message = format!("{address} would be this node's own, and {owner} has it");
                 return Err(DaemonError::Config { place: Place::find(path, "network.node_cidrs"), message });
             }
-            if !record.delegated && !config.network.node_cidrs.iter().any(|range| range.contains(&address)) {
+            let covered = fixed.is_empty() || fixed.iter().any(|range| range.contains(&address));
+            if !record.delegated && !covered {
                 let problem = "an address is in none of network.node_cidrs; other nodes may not find it";
                 tracing::warn!(%address, owner, "{problem}");
             }
@@ -330,9 +402,15 @@ impl Daemon {
         for (record, queues) in settled {
             let id = record.id.clone();
             let cause = queues.as_ref().err().map_or_else(|| "not opened yet".into(), HostError::to_string);
+            let other = self.taken_by(&record);
+            let cause = other.clone().unwrap_or(cause);
             let stage = Stage::Detached { cause, trying: false };
-            self.attachments.insert(id.clone(), Attachment::new(record, stage));
+            let attachment = Attachment { lost: other.is_some(), ..Attachment::new(record, stage) };
+            self.attachments.insert(id.clone(), attachment);
             match queues {
+                Ok(_) if other.is_some() => {
+                    tracing::error!(container = id.container_id, "a pod is cut off: its address is another node's");
+                }
                 Ok(queues) => opened.push((id, queues)),
                 Err(error) => tracing::error!(%error, container = id.container_id, "a pod is cut off; trying again"),
             }
@@ -340,7 +418,7 @@ impl Daemon {
         // One publication for all: the ports' own find nothing changed.
         for (id, _) in &opened {
             let endpoint = self.attachments[id].endpoint();
-            self.desired.apply(Event::Attached(endpoint));
+            self.apply(Event::Attached(endpoint));
         }
         self.publish();
         for (id, queues) in opened {
@@ -349,6 +427,7 @@ impl Daemon {
                 self.apply(Event::Detached(id));
             }
         }
+        self.publish();
         let queues = tapir0::open(self.workers.queues())?;
         let problems = tapir0::reconcile(&self.wanted_host())?;
         let problems = self.told(&problems);
@@ -359,6 +438,7 @@ impl Daemon {
             place: Place::find(&self.path, "underlay.backend"),
             message: format!("{message}; \"auto\" takes the one that works"),
         })?;
-        self.open_tunnel().map_err(|source| DaemonError::Port { port: "the tunnel", source })
+        self.open_tunnel().map_err(|source| DaemonError::Port { port: "the tunnel", source })?;
+        self.open_tunnel_udp().map_err(|source| DaemonError::Port { port: "the tunnel inside UDP", source })
     }
 }

@@ -10,6 +10,7 @@ use tapir_cni::error::code;
 use tapir_cni::protocol::{Add, AttachmentId, Refusal, Wiring};
 
 use super::attachment::{Attachment, Outcome, Stage, Waiting};
+use super::parked::Parked;
 use super::{Daemon, Deferred, Done};
 use crate::cni::ConnectionId;
 use crate::control::ipam::IpamError;
@@ -26,6 +27,36 @@ pub(super) const MAX_WANTED: usize = 64;
 /// A refusal of `code`.
 pub(super) fn refusal(code: u32, message: impl Into<String>, details: impl Into<String>) -> Refusal {
     Refusal { code, message: message.into(), details: details.into() }
+}
+
+/// Why an ADD gets no address.
+#[derive(Debug)]
+pub(super) enum Unassigned {
+    /// Something stands against it.
+    Refused(Refusal),
+    /// There is none.
+    Ipam(IpamError),
+}
+
+impl From<Refusal> for Unassigned {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<IpamError> for Unassigned {
+    fn from(error: IpamError) -> Self {
+        Self::Ipam(error)
+    }
+}
+
+impl From<Unassigned> for Refusal {
+    fn from(unassigned: Unassigned) -> Self {
+        match unassigned {
+            Unassigned::Refused(refusal) => refusal,
+            Unassigned::Ipam(error) => error.into(),
+        }
+    }
 }
 
 impl From<IpamError> for Refusal {
@@ -106,9 +137,32 @@ impl Daemon {
             Err(error) => return done.refuse(from_host(&error)),
         };
         // Another request may have been quicker while this one's namespace was looked at.
-        let record = self.admit(&add).and_then(|()| self.assign(&add, netns));
-        match record {
-            Err(refusal) => {
+        let result = self.try_assign(&add, &netns);
+        if let Err(Unassigned::Ipam(error)) = &result
+            && self.may_come(error)
+        {
+            return self.park(Parked::new(add, connection, done, netns));
+        }
+        self.assigned(add, connection, done, result);
+    }
+
+    /// Assigns addresses, if nothing stands against it.
+    pub(super) fn try_assign(&mut self, add: &Add, netns: &Namespace) -> Result<Record, Unassigned> {
+        self.admit(add)?;
+        self.assign(add, netns.clone())
+    }
+
+    /// Addresses are assigned, or not: has them written down.
+    pub(super) fn assigned(
+        &mut self,
+        add: Add,
+        connection: ConnectionId,
+        done: Done,
+        result: Result<Record, Unassigned>,
+    ) {
+        match result {
+            Err(unassigned) => {
+                let refusal = Refusal::from(unassigned);
                 let Refusal { code, message, .. } = &refusal;
                 tracing::warn!(container = add.id.container_id, code, "ADD refused: {message}");
                 done.refuse(refusal);
@@ -119,16 +173,18 @@ impl Daemon {
                 let id = record.id.clone();
                 self.attachments.insert(id, Attachment::new(record, Stage::Pending { connection }));
                 self.dirty = true;
+                self.cluster.stale = true;
             }
         }
     }
 
-    fn assign(&mut self, add: &Add, netns: Namespace) -> Result<Record, Refusal> {
+    fn assign(&mut self, add: &Add, netns: Namespace) -> Result<Record, Unassigned> {
         let given = add.mac.as_deref().filter(|text| !text.is_empty()).map(mac::parse).transpose();
         let given = given
             .map_err(|error| refusal(code::INVALID_CONFIGURATION, error.to_string(), "correct runtimeConfig.mac"))?;
         if add.delegated && add.addresses.is_empty() {
-            return Err(refusal(code::INVALID_CONFIGURATION, "the delegated IPAM plugin gave no address", ""));
+            let refusal = refusal(code::INVALID_CONFIGURATION, "the delegated IPAM plugin gave no address", "");
+            return Err(refusal.into());
         }
         for &address in &add.addresses {
             self.refuse_foreign(address)?;
@@ -144,7 +200,7 @@ impl Daemon {
         };
         if mtu < MIN_MTU_V6 && addresses.iter().any(IpAddr::is_ipv6) {
             let message = format!("the pod MTU is {mtu}, and IPv6 needs {MIN_MTU_V6}");
-            return Err(refusal(code::INVALID_CONFIGURATION, message, "raise the underlay's MTU"));
+            return Err(refusal(code::INVALID_CONFIGURATION, message, "raise the underlay's MTU").into());
         }
         self.ipam = ipam;
         let taken = |mac| self.attachments.values().any(|other| other.record.mac == mac);
@@ -164,6 +220,9 @@ impl Daemon {
 
     /// Refuses addresses that are nodes' or another node's pods'.
     fn refuse_foreign(&self, address: IpAddr) -> Result<(), Refusal> {
+        if self.cluster.member.durable().borrowed.contains(&address) {
+            return Ok(());
+        }
         let owner = self
             .desired
             .peers()

@@ -9,10 +9,11 @@ use crate::wire::header::{Header, protocol};
 #[inline]
 pub(super) fn filter(header: &Header, ingress: PortId, path: &Path, tables: &Tables) -> Result<(), DropReason> {
     match (ingress, path.port) {
-        (PortId::TUNNEL, PortId::TUNNEL) | (PortId::HOST, PortId::HOST) => Err(DropReason::Loop),
+        (PortId::HOST, PortId::HOST) => Err(DropReason::Loop),
+        (from, to) if from.is_tunnel() && to.is_tunnel() => Err(DropReason::Loop),
         // A peer sends us what is here. What only the default route covers it should not have sent.
-        (PortId::TUNNEL, PortId::HOST) if !is_router(header.destination, tables) => Err(DropReason::Loop),
-        (PortId::HOST, PortId::TUNNEL) if !is_ours(header.source, tables) => Err(DropReason::ForeignSource),
+        (from, PortId::HOST) if from.is_tunnel() && !is_router(header.destination, tables) => Err(DropReason::Loop),
+        (PortId::HOST, to) if to.is_tunnel() && !is_ours(header.source, tables) => Err(DropReason::ForeignSource),
         // A pod of this node, or of another.
         (_, PortId::HOST) if matches!(header.protocol, protocol::IPV4 | protocol::IPV6) => {
             Err(DropReason::TunnelFromPod)

@@ -14,7 +14,7 @@ use crate::packet::Packet;
 use crate::table::{Adjacency, GATEWAY_V4, GATEWAY_V6, PortId, Tables};
 use crate::wire::checksum;
 use crate::wire::header::{Fragment, Header, protocol};
-use crate::wire::outer;
+use crate::wire::outer::{self, Transport};
 
 /// Longest ICMPv4 error, IP header included (RFC 1812 §4.3.2.3).
 const LONGEST_V4: usize = 576;
@@ -111,11 +111,13 @@ pub fn relay(
     limiter: &mut Limiter,
     now: Duration,
 ) -> Outcome {
-    let inner = quote.first().and_then(|byte| quote.get(usize::from(byte & 0x0f) * 4..)).unwrap_or_default();
+    let Some(transport) = Transport::of(quote) else { return Outcome::None };
+    let inner = outer::inner(quote);
     let Some(quoted) = Quoted::read(inner) else { return Outcome::None };
     let message = match (kind, code) {
         (3, 4) if quoted.dont_fragment => {
-            let mtu = mtu.saturating_sub(outer::LENGTH as u32).max(quoted.least_mtu());
+            let overhead = u32::from(transport.overhead());
+            let mtu = mtu.saturating_sub(overhead).max(quoted.least_mtu(overhead));
             Message::TooBig(u16::try_from(mtu).unwrap_or(u16::MAX))
         }
         (3, 3..=5) => return Outcome::None,
@@ -209,8 +211,8 @@ impl Quoted {
         }
     }
 
-    fn least_mtu(&self) -> u32 {
-        if self.parties.to.is_ipv6() { 1280 } else { outer::MIN_PATH_MTU - outer::LENGTH as u32 }
+    fn least_mtu(&self, overhead: u32) -> u32 {
+        if self.parties.to.is_ipv6() { 1280 } else { outer::MIN_PATH_MTU - overhead }
     }
 }
 

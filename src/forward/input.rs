@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::neighbor;
+use super::{neighbor, probe};
 use crate::drop_reason::DropReason;
 use crate::gso;
 use crate::packet::Packet;
@@ -16,15 +16,17 @@ const ETHERNET: usize = 14;
 pub(super) enum Input {
     /// To be routed; the packet ends where its IP header says.
     Transit(Header),
-    /// It was a question to the gateway, and is now the answer.
+    /// It was a question to the gateway, or a probe from another node, and is now the answer.
     Answered,
+    /// It is another node's reply to a probe.
+    Heard,
 }
 
 #[inline(always)]
 pub(super) fn input(packet: &mut Packet, port: &Port, tables: &Tables) -> Result<Input, DropReason> {
     match &port.kind {
         PortKind::Pod { mac, addresses } => from_pod(packet, *mac, addresses, port.mtu),
-        PortKind::Tunnel => from_tunnel(packet, tables).map(Input::Transit),
+        PortKind::Tunnel => from_tunnel(packet, tables),
         PortKind::Host => from_host(packet).map(Input::Transit),
     }
 }
@@ -73,10 +75,10 @@ fn from_host(packet: &mut Packet) -> Result<Header, DropReason> {
     Ok(header)
 }
 
-/// Decapsulation (RFC 2003 §3.6, RFC 4213 §3.6): the inner source has to belong to the node that sent it, by the very
+/// Decapsulation (RFC 2003 §3.6, RFC 4213 §3.6), whichever tunnel it came by: the inner source has to belong to the node that sent it, by the very
 /// route that would carry the answer.
 #[inline(always)]
-fn from_tunnel(packet: &mut Packet, tables: &Tables) -> Result<Header, DropReason> {
+fn from_tunnel(packet: &mut Packet, tables: &Tables) -> Result<Input, DropReason> {
     let outer = outer::parse(packet.bytes()).ok_or(DropReason::MalformedTunnel)?;
     if tables.node != Some(outer.destination) || !tables.is_peer(outer.source) {
         // What is dropped is the stranger's packet, not what it claims to carry.
@@ -101,7 +103,12 @@ fn from_tunnel(packet: &mut Packet, tables: &Tables) -> Result<Header, DropReaso
         set_tos(packet.network_mut(), tos);
         header.tos = tos;
     }
-    Ok(header)
+    if probe::is_likely(&header, tables)
+        && let Some(probed) = probe::take(packet, &header, &outer)
+    {
+        return Ok(probed);
+    }
+    Ok(Input::Transit(header))
 }
 
 /// Reads and checks the IP header, and cuts what follows the packet.

@@ -4,7 +4,7 @@
 //!  Rx::recv ─▶ input ─▶ lookup ─▶ filter ─▶ rewrite ─▶ Tx::send
 //!              strip    longest   loops,    MTU, TTL,
 //!              check    prefix    spoofs    header
-//!                └▶ answered (ARP, NDP, ping): back to the port it came from
+//!                └▶ answered (ARP, NDP, ping, probe): back to the port it came from
 //! ```
 //! Any step may end it with a [`DropReason`]; [`icmp::answer`] then turns some of them into an ICMP error, which
 //! [`originate`] sends on its way.
@@ -13,6 +13,7 @@ mod filter;
 pub mod icmp;
 mod input;
 mod neighbor;
+mod probe;
 mod rewrite;
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,8 @@ pub enum Verdict {
     Send(PortId),
     /// It is an answer, ready for the device of the port it came from.
     Answer,
+    /// It is the reply to a probe of this node's, and goes no further than the control side.
+    Heard,
     /// It is ready for this port, but for its size: its IP packet has to be fragmented to `mtu` bytes.
     Fragment {
         /// Where to.
@@ -52,6 +55,7 @@ pub fn forward(packet: &mut Packet, ingress: PortId, tables: &Tables) -> Result<
     let header = match input::input(packet, port, tables)? {
         Input::Transit(header) => header,
         Input::Answered => return Ok(Verdict::Answer),
+        Input::Heard => return Ok(Verdict::Heard),
     };
     match tables.lookup(header.destination) {
         Adjacency::Forward(path) => {
@@ -72,6 +76,6 @@ pub fn originate(packet: &mut Packet, tables: &Tables) -> Result<Verdict, DropRe
     let Adjacency::Forward(path) = tables.lookup(header.destination) else {
         return Err(DropReason::UndeliverableError);
     };
-    rewrite::encapsulate(packet, &header, path);
+    rewrite::encapsulate(packet, &header, &path.rewrite);
     Ok(Verdict::Send(path.port))
 }

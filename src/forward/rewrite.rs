@@ -25,23 +25,22 @@ pub(super) fn rewrite(
     }
     let mtu = usize::from(path.mtu);
     // How long the segments were which the underlay's kernel merged is not known; the tunnel's MTU may be more than this.
-    let fits =
-        gso::wire_length(packet, header) <= mtu || (ingress == PortId::TUNNEL && gso::recut(packet, header, mtu));
+    let fits = gso::wire_length(packet, header) <= mtu || (ingress.is_tunnel() && gso::recut(packet, header, mtu));
     if !fits && header.dont_fragment {
         return Err(DropReason::TooBig);
     }
     if hop {
         count_hop(packet.network_mut(), header.is_ipv6());
     }
-    encapsulate(packet, header, path);
+    encapsulate(packet, header, &path.rewrite);
     Ok(if fits { Verdict::Send(path.port) } else { Verdict::Fragment { port: path.port, mtu: path.mtu } })
 }
 
 /// Replaces whatever is in front of the IP packet by the header of the next hop.
 #[inline]
-pub(super) fn encapsulate(packet: &mut Packet, header: &Header, path: &Path) {
+pub(super) fn encapsulate(packet: &mut Packet, header: &Header, rewrite: &Rewrite) {
     packet.strip_link();
-    match &path.rewrite {
+    match rewrite {
         Rewrite::None => {}
         Rewrite::Ethernet(bytes) => packet.prepend(bytes.len()).copy_from_slice(bytes),
         Rewrite::Outer(bytes) => {
@@ -49,7 +48,17 @@ pub(super) fn encapsulate(packet: &mut Packet, header: &Header, path: &Path) {
             front.copy_from_slice(bytes);
             front[1] = outer::encapsulated_tos(header.tos);
         }
+        Rewrite::OuterUdp(bytes) => encapsulate_in_udp(packet, header, bytes),
     }
+}
+
+#[inline(never)]
+fn encapsulate_in_udp(packet: &mut Packet, header: &Header, outer: &[u8; outer::LENGTH]) {
+    let udp = outer::udp_header(header.flow_hash(packet.network()), packet.network().len());
+    let front = packet.prepend(outer.len() + udp.len());
+    front[..outer::LENGTH].copy_from_slice(outer);
+    front[1] = outer::encapsulated_tos(header.tos);
+    front[outer::LENGTH..].copy_from_slice(&udp);
 }
 
 #[inline]

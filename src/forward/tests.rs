@@ -11,9 +11,10 @@ use super::icmp::{Limiter, Outcome};
 use super::*;
 use crate::packet::{Gso, Offload, PartialChecksum};
 use crate::table::{Adjacency, Fib, GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, Mac, Path, Peer, Port, PortKind, Rewrite};
+use crate::wire::outer;
 
-const WEB: PortId = PortId(2);
-const DB: PortId = PortId(3);
+const WEB: PortId = PortId(3);
+const DB: PortId = PortId(4);
 const WEB_MAC: Mac = [2, 0, 0, 0, 0, 1];
 const DB_MAC: Mac = [2, 0, 0, 0, 0, 2];
 const NODE: [u8; 4] = [172, 31, 0, 1];
@@ -51,6 +52,7 @@ fn tables() -> Tables {
         ports: vec![
             Some(Port { name: "tunnel".into(), kind: PortKind::Tunnel, mtu: 1480 }),
             Some(Port { name: "tapir0".into(), kind: PortKind::Host, mtu: 1480 }),
+            Some(Port { name: "tunnel-udp".into(), kind: PortKind::Tunnel, mtu: 1472 }),
             pod("web", WEB_MAC, ["10.244.0.5", "fd00::5"]),
             pod("db", DB_MAC, ["10.244.0.6", "fd00::6"]),
         ],
@@ -617,6 +619,15 @@ fn a_router_that_tells_no_mtu_does_not_make_senders_crawl() {
         let outcome = icmp::relay(&quote, 3, 4, mtu, &mut packet, &tables(), &mut Limiter::default(), Duration::ZERO);
         assert_eq!(outcome, Outcome::Built);
         assert_eq!(packet.network()[26..28], 556u16.to_be_bytes(), "told {mtu}");
+    }
+    // Inside UDP eight bytes fewer are left.
+    let inner = ip4("10.244.0.5", "10.244.1.7", 17, &udp(1400));
+    let quote = ip4("172.31.0.1", "172.31.0.2", 17, &[&outer::udp_header(1, inner.len())[..], &inner].concat());
+    for (mtu, left) in [(0, 548_u16), (1000, 972)] {
+        let mut packet = Packet::new();
+        let outcome = icmp::relay(&quote, 3, 4, mtu, &mut packet, &tables(), &mut Limiter::default(), Duration::ZERO);
+        assert_eq!(outcome, Outcome::Built);
+        assert_eq!(packet.network()[26..28], left.to_be_bytes(), "told {mtu}");
     }
 }
 

@@ -15,7 +15,9 @@
 
 use std::net::IpAddr;
 
-use super::{ACK, MAX_HEADERS, MAX_SEGMENTS, PSH, TCP, TCP_CHECKSUM, is_outer, payload_offset, set_word, word};
+use super::{
+    ACK, MAX_HEADERS, MAX_SEGMENTS, OUTER, OUTER_UDP, PSH, TCP, TCP_CHECKSUM, is_outer, payload_offset, set_word, word,
+};
 use crate::packet::{Gso, Packet, PartialChecksum, Pool};
 use crate::wire::checksum;
 use crate::wire::header::{Fragment, Header};
@@ -29,8 +31,8 @@ const MAX_LENGTH: usize = 65_535;
 ///
 /// Joined are consecutive segments of one flow whose headers differ only in length, identification, sequence number,
 /// PSH (which ends a run) and checksum; all of a run but the last carry the same number of bytes. IPv4 identifications
-/// count up, or stay the same under DF. With a 20-byte outer header in front, those must be equal but for length,
-/// identification and checksum, congestion marks included.
+/// count up, or stay the same under DF. With outer headers in front, those must be equal but for lengths,
+/// identification and checksums, congestion marks included.
 ///
 /// No segment is joined before its checksums are verified, unless it is marked valid: a super-frame carries a fresh
 /// checksum, and damage would go unnoticed for good. A partial checksum is right if it is the pseudo-header's sum: nobody
@@ -215,10 +217,16 @@ impl Run {
         let Header { source, destination, transport, .. } = self.first.header;
         let total = head.len() as u16;
         if is_outer(head.link()) {
+            let udp = head.link().len() == OUTER_UDP;
             let link = head.bytes_mut();
             let sum = checksum::update_u16(word(link, 10), word(link, 2), total);
             set_word(link, 2, total);
             set_word(link, 10, sum);
+            if udp {
+                set_word(link, OUTER + 4, total - OUTER as u16);
+                // Not used; that of the first segment would be wrong.
+                set_word(link, OUTER + 6, 0);
+            }
         }
         let network = head.network_mut();
         let length = network.len();
@@ -243,7 +251,12 @@ impl Run {
 
 /// Whether two link headers are the same as far as one can stand for both.
 fn same_link(a: &[u8], b: &[u8]) -> bool {
-    if is_outer(a) && is_outer(b) { a[..2] == b[..2] && a[6..10] == b[6..10] && a[12..] == b[12..] } else { a == b }
+    if !(is_outer(a) && is_outer(b)) || a.len() != b.len() {
+        return a == b;
+    }
+    // Of UDP: all but length and checksum.
+    let end = if a.len() == OUTER_UDP { OUTER + 4 } else { OUTER };
+    a[..2] == b[..2] && a[6..10] == b[6..10] && a[12..end] == b[12..end]
 }
 
 /// Whether every checksum of a segment is right. The transport's may have been checked by somebody else.
@@ -252,7 +265,7 @@ fn verify(packet: &Packet, segment: &Segment) -> bool {
     let right = |bytes: &[u8]| checksum::checksum(bytes) == 0;
     // The IPv4 header reaches up to the transport header.
     let headers = (header.source.is_ipv6() || right(&network[..header.transport]))
-        && (!is_outer(packet.link()) || right(packet.link()));
+        && (!is_outer(packet.link()) || right(&packet.link()[..OUTER]));
     headers
         && (packet.offload.valid || {
             let transport = &network[header.transport..];

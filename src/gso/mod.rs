@@ -30,6 +30,9 @@ use crate::wire::header::{Fragment, Header};
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+/// Length of an outer header, alone and with a UDP header behind.
+const OUTER: usize = 20;
+const OUTER_UDP: usize = 28;
 /// Where the checksum stands in a TCP header.
 const TCP_CHECKSUM: usize = 16;
 /// Where the checksum stands in a UDP header.
@@ -75,9 +78,10 @@ fn payload_offset(network: &[u8], header: &Header) -> Option<usize> {
     whole.then_some(header.transport + length)
 }
 
-/// Whether these bytes in front of the L3 header are an outer IPv4 header (RFC 2003), rather than Ethernet.
+/// Whether these bytes in front of the L3 header are an outer IPv4 header (RFC 2003), rather than Ethernet; a UDP header may
+/// follow it.
 fn is_outer(link: &[u8]) -> bool {
-    link.len() == 20 && link[0] == 0x45
+    matches!(link.len(), OUTER | OUTER_UDP) && link[0] == 0x45
 }
 
 fn word(bytes: &[u8], at: usize) -> u16 {

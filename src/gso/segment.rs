@@ -9,16 +9,17 @@ use std::ops::{Deref, DerefMut, Range};
 
 use super::offload::{completed, validate};
 use super::{
-    CWR, FIN, PSH, TCP, TCP_CHECKSUM, UDP_CHECKSUM, ip_header, ip_length, is_outer, payload_offset, set_word, word,
+    CWR, FIN, OUTER_UDP, PSH, TCP, TCP_CHECKSUM, UDP_CHECKSUM, ip_header, ip_length, is_outer, payload_offset,
+    set_word, word,
 };
 use crate::packet::{Gso, Packet};
 use crate::wire::checksum;
 use crate::wire::header::Header;
 
-/// The longest headers in front of the L3 header that a segment carries: an outer IPv4 header without options.
-pub const MAX_LINK: usize = 20;
+/// The longest headers in front of the L3 header that a segment carries: an outer IPv4 header without options, and UDP's.
+pub const MAX_LINK: usize = OUTER_UDP;
 /// The longest headers from the L3 header on that a segment carries, or the end of its checksum field. IPv4 and TCP
-/// with all their options take 120; IPv6 has 99 left for extension headers beside a TCP header with timestamps.
+/// with all their options take 120; IPv6 has 91 left for extension headers beside a TCP header with timestamps.
 pub const MAX_HEADERS: usize = CAPACITY - MAX_LINK;
 
 /// With its length in one more byte, a header is three cache lines.
@@ -82,8 +83,8 @@ pub struct Segments<'a> {
 
 /// The packets that this one is on the wire: itself, or the segments of a super-frame.
 ///
-/// Every transport checksum is completed. A 20-byte outer IPv4 header in front of the L3 header gets the total length
-/// of its segment; its identification and checksum stay as they are, for the tunnel to finish. Other link headers (up
+/// Every transport checksum is completed. An outer IPv4 header in front of the L3 header gets the total length
+/// of its segment; its identification and checksum, and a UDP header behind it, stay as they are, for the tunnel to finish. Other link headers (up
 /// to [`MAX_LINK`]) are carried as they are. Padding behind the IP packet is left out.
 ///
 /// Segments of TCP: IPv4 identification counting up, sequence numbers, FIN and PSH on the last only, CWR on the first

@@ -7,14 +7,12 @@
 //! | [`tapir0`] | the host's way to the pods: a TUN, its addresses, the routes |
 //! | [`underlay`] | the network between nodes |
 //! | [`backend`] | which way of tunnelling the kernel is able to |
-//! | [`icmp`] | echo requests to other nodes |
 //! | [`clock`] | time since boot, and which boot |
 //!
 //! Everything here is synchronous and idempotent, and says what it did not manage to do.
 
 pub mod backend;
 pub mod clock;
-pub mod icmp;
 pub mod netns;
 pub mod pod;
 pub mod tapir0;

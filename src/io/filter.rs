@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use crate::sys::filter::Instruction;
+use crate::wire::outer;
 
 /// Which flows a queue takes when several workers have one each: those whose hash modulo `of` is `index`. Both
 /// directions of a flow have the same hash.
@@ -137,15 +138,32 @@ pub(super) fn tunnelled(node: Ipv4Addr) -> Vec<Instruction> {
 }
 
 /// Keeps a share of tunnelled packets, from the outer header on.
-///
-/// The hash is made of the inner addresses and, of TCP and UDP that is no fragment, of the ports: their sum, which does not mind
-/// the direction, times 2³² divided by the golden ratio, of which the upper half is well mixed. What is cut short goes
-/// to the first.
 pub(super) fn share(share: Share) -> Vec<Instruction> {
     let for_first = if share.index == 0 { Keep } else { Drop };
     let mut lines =
         vec![header_length_to_x(0), LENGTH, at_least_x(On, for_first), SUBTRACT_X, at_least(20, On, for_first)];
     lines.extend([byte(9), equal(41, Version6, On)]);
+    keep_share(share, lines)
+}
+
+/// Keeps a share of the UDP datagrams for our port, from the outer header on.
+pub(super) fn inside_udp(share: Share) -> Vec<Instruction> {
+    let for_first = if share.index == 0 { Keep } else { Drop };
+    let mut lines = vec![header_length_to_x(0), half_at_x(2), equal(outer::PORT.into(), On, Drop)];
+    lines.extend([A_FROM_X, add(8), X_FROM_A]);
+    lines.extend([LENGTH, at_least_x(On, for_first), SUBTRACT_X, at_least(20, On, for_first)]);
+    lines.extend([byte_at_x(0), and(0xf0), equal(0x60, Version6, On)]);
+    keep_share(share, lines)
+}
+
+/// Goes on after lines that have found out where the inner packet starts (X), that it is not cut shorter than 20 bytes, and
+/// which version it is.
+///
+/// The hash is made of the inner addresses and, of TCP and UDP that is no fragment, of the ports: their sum, which does not mind
+/// the direction, times 2³² divided by the golden ratio, of which the upper half is well mixed. What is cut short goes
+/// to the first.
+fn keep_share(share: Share, mut lines: Vec<Line>) -> Vec<Instruction> {
+    let for_first = if share.index == 0 { Keep } else { Drop };
     lines.extend([12, 16].into_iter().flat_map(|at| add_to_sum(word_at_x(at))));
     lines.extend([half_at_x(6), any_bit(0x3fff, Mix, On)]);
     lines.extend([byte_at_x(9), equal(6, Ports4, On), equal(17, Ports4, Mix)]);
@@ -268,6 +286,32 @@ mod tests {
             kept[keepers(&programs, &packet)[0]] += 1;
         }
         assert!(kept.iter().all(|&kept| kept >= 10), "{kept:?}");
+    }
+
+    /// The same packet inside UDP to `port`.
+    fn inside_udp_packet(bare: &[u8], port: u16) -> Vec<u8> {
+        let mut packet = bare[..20].to_vec();
+        packet[9] = 17;
+        packet.extend([0xc3, 0x50]);
+        packet.extend(port.to_be_bytes());
+        packet.extend([0; 4]);
+        packet.extend(&bare[20..]);
+        packet
+    }
+
+    #[test]
+    fn shares_inside_udp_are_those_of_bare_packets_and_of_our_port() {
+        let inside: Vec<_> = (0..3).map(|index| inside_udp(Share { index, of: 3 })).collect();
+        for i in 0..60 {
+            let protocol = [6, 17, 1][usize::from(i % 3)];
+            let bare = tunnelled_packet(i % 2 == 0, protocol, (0x0a01_0001, 32_768 + 2 * i), (0x0a01_0101, 80));
+            let packet = inside_udp_packet(&bare, outer::PORT);
+            assert_eq!(keepers(&inside, &packet), keepers(&shares(3), &bare), "{i}");
+            assert!(keepers(&inside, &inside_udp_packet(&bare, outer::PORT + 1)).is_empty());
+            assert_eq!(keepers(&[inside_udp(Share::WHOLE)], &packet), [0]);
+        }
+        let short = inside_udp_packet(&tunnelled_packet(false, 6, (1, 2), (3, 4))[..30], outer::PORT);
+        assert_eq!(keepers(&inside, &short), [0], "what is cut short goes to the first");
     }
 
     #[test]

@@ -197,10 +197,12 @@ impl Wire {
         for mut segment in gso::segments(packet) {
             self.admit()?;
             let payload = &packet.bytes()[segment.payload];
-            let inner = (segment.header.len() + payload.len()).checked_sub(outer::LENGTH);
-            outer::finish(&mut segment.header, inner.ok_or(DropReason::EgressRejected)?, 1);
+            let length = segment.header.len() + payload.len();
+            if !outer::finish(&mut segment.header, length, 1) {
+                return Err(DropReason::EgressRejected);
+            }
             let mut cut = self.spare.take();
-            cut.fill(&segment.header, outer::LENGTH);
+            cut.fill(&segment.header, packet.link().len());
             assert!(cut.append(payload), "a segment is no longer than its packet");
             self.outgoing.push_back(cut);
         }

@@ -14,6 +14,7 @@ pub mod tap;
 mod tunnel;
 pub mod tunnel_gso;
 pub mod tunnel_raw;
+pub mod tunnel_udp;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};

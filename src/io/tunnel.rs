@@ -14,7 +14,7 @@ use crate::packet::{Packet, Pool};
 use crate::sys::filter::KEEP_NOTHING;
 use crate::sys::mmsg::{self, MAX_MESSAGES};
 use crate::sys::raw::{self, Cause, ErrorReport};
-use crate::wire::outer;
+use crate::wire::outer::{self, Transport};
 
 /// Protocol of IPv4 inside IPv4 (RFC 2003).
 pub(super) const IPV4: u8 = 4;
@@ -29,8 +29,10 @@ const QUIET_BUFFER: usize = 256 << 10;
 const SPARE: usize = 4;
 /// How often in one visit a receive is tried while errors are pending that are not its own.
 const PATIENCE: usize = 8;
-/// How much of a packet is quoted: an outer header, and what an ICMPv6 error has room for.
-pub(super) const QUOTE: usize = outer::LENGTH + 1280;
+/// How much of a packet is quoted: outer headers, and what an ICMPv6 error has room for.
+pub(super) const QUOTE: usize = Transport::Udp.overhead() as usize + 1280;
+/// How many errors that are about nothing of the tunnel's are taken at a time.
+const FOREIGN: usize = 64;
 /// How many packets that were too long for the device are remembered.
 const OVERSIZED: usize = 16;
 
@@ -161,10 +163,13 @@ impl Errors {
     }
 
     /// The next error of the sockets' queues, if there may be one.
-    pub(super) fn take(&mut self, sockets: [BorrowedFd<'_>; 2]) -> Option<TunnelError> {
+    pub(super) fn take<'a>(&mut self, sockets: impl Iterator<Item = BorrowedFd<'a>> + Clone) -> Option<TunnelError> {
         let mut quote = [0; QUOTE];
-        while self.pending {
-            let report = sockets.into_iter().find_map(|socket| raw::take_error(socket, &mut quote).ok().flatten());
+        for _ in 0..FOREIGN {
+            if !self.pending {
+                break;
+            }
+            let report = sockets.clone().find_map(|socket| raw::take_error(socket, &mut quote).ok().flatten());
             match report {
                 Some(report) => {
                     if let Some(error) = self.tunnel_error(report, &quote[..report.quoted]) {
@@ -181,9 +186,14 @@ impl Errors {
     fn tunnel_error(&mut self, report: ErrorReport, quote: &[u8]) -> Option<TunnelError> {
         let peer = report.destination;
         match report.cause {
-            Cause::Icmp { kind, code, mtu, offender } => {
-                Some(TunnelError { peer, kind, code, mtu, offender: Some(offender.into()), quote: quote.to_vec() })
-            }
+            Cause::Icmp { kind, code, mtu, offender } => outer::is_tunnelled(quote).then(|| TunnelError {
+                peer,
+                kind,
+                code,
+                mtu,
+                offender: Some(offender.into()),
+                quote: quote.to_vec(),
+            }),
             Cause::TooLong { mtu } => {
                 let sent_there = |quote: &Vec<u8>| destination(quote) == Some(peer);
                 let quote = self.oversized.iter().position(sent_there).and_then(|at| self.oversized.remove(at))?;

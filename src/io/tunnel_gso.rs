@@ -347,7 +347,7 @@ impl Queue for TunnelGso {
         }
         let quiet = self.quiet.as_ref()?;
         let pending = self.errors.pending;
-        let error = self.errors.take(quiet.sockets());
+        let error = self.errors.take(quiet.sockets().into_iter());
         if pending && error.is_none() {
             quiet.drain();
         }

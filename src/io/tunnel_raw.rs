@@ -1,4 +1,5 @@
-//! The tunnel on raw sockets: IPIP (protocol 4) and IPv6 in IPv4 (protocol 41), headers of our own (`IP_HDRINCL`).
+//! The tunnel on raw sockets: IPIP (protocol 4) and IPv6 in IPv4 (protocol 41), headers of our own (`IP_HDRINCL`); and what
+//! the tunnel inside UDP (`tunnel_udp`) has in common with it.
 //!
 //! **Receiving.** The kernel reassembles, checks the outer header and hands over whole datagrams, several a call.
 //! They become packets with the outer header in front and the inner packet as the one that is routed. Those that the
@@ -7,7 +8,7 @@
 //!
 //! **Sending.** A packet is cut as late as possible: headers are made in a small array, payload is gathered from where
 //! it lies, and up to 64 datagrams go in one call. Length, identification and checksum of outer headers are finished
-//! here. All goes out through the protocol-4 socket; what a protocol-41 packet met on its way is told to the other.
+//! here. All goes out through the first socket; what a protocol-41 packet met on its way is told to the other.
 //!
 //! **Errors.** ICMP about what we sent waits in a socket's error queue and fails one send or receive that has nothing
 //! to do with it. So a failed call is tried once more before its error counts, and the queues are read when a call has
@@ -16,6 +17,7 @@
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
@@ -27,14 +29,15 @@ use crate::gso::{self, Segment};
 use crate::packet::{Packet, Pool};
 use crate::sys::mmsg::{self, MAX_MESSAGES, Message};
 use crate::sys::raw;
-use crate::wire::outer;
+use crate::wire::outer::{self, Transport};
 
-/// Both sockets as one queue.
+/// Several sockets as one queue.
 #[derive(Debug)]
 pub struct TunnelRaw {
-    ipv4: OwnedFd,
-    ipv6: OwnedFd,
-    windows: [Window; 2],
+    sockets: Vec<(OwnedFd, Window)>,
+    transport: Transport,
+    /// What is held as long as there are queues.
+    _held: Option<Arc<OwnedFd>>,
     /// The largest inner packet that peers send.
     mtu: usize,
     /// Identification of the last outer header. Nearly all of ours have DF, so nobody needs it (RFC 6864 §4.1), but GRO
@@ -56,17 +59,27 @@ impl TunnelRaw {
     /// Those of [`raw::open`].
     pub fn open(node: Ipv4Addr, mtu: u16, share: Share) -> io::Result<Self> {
         let filter = if share == Share::WHOLE { Vec::new() } else { filter::share(share) };
-        Ok(Self {
-            ipv4: raw::open_filtered(IPV4, node, BUFFER, &filter)?,
-            ipv6: raw::open_filtered(IPV6, node, BUFFER, &filter)?,
-            windows: Default::default(),
+        let open = |protocol| raw::open_filtered(protocol, node, BUFFER, &filter);
+        Ok(Self::over(vec![open(IPV4)?, open(IPV6)?], Transport::Ipip, mtu, None))
+    }
+
+    /// Over these sockets, which hand over and take datagrams with outer headers of that transport. The first one sends.
+    pub(super) fn over(sockets: Vec<OwnedFd>, transport: Transport, mtu: u16, held: Option<Arc<OwnedFd>>) -> Self {
+        Self {
+            sockets: sockets.into_iter().map(|socket| (socket, Window::default())).collect(),
+            transport,
+            _held: held,
             mtu: mtu.into(),
             identification: 0,
             pending: Vec::with_capacity(MAX_MESSAGES),
             received: Vec::with_capacity(2 * MAX_MESSAGES),
             errors: Errors::default(),
             refusal: Refusal::default(),
-        })
+        }
+    }
+
+    fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> + Clone {
+        self.sockets.iter().map(|(socket, _)| socket.as_fd())
     }
 
     /// Sends what is pending, in order. False when there is no room for more.
@@ -108,7 +121,8 @@ impl TunnelRaw {
     fn transmit(&mut self, packets: &[Packet], segments: &[(usize, Segment)]) -> Result<usize, Errno> {
         let call = || {
             let messages = segments.iter().map(|(index, segment)| message(&packets[*index], segment));
-            mmsg::sendmmsg(&self.ipv4, messages).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+            mmsg::sendmmsg(&self.sockets[0].0, messages)
+                .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
         };
         let mut result = call();
         if result.is_err_and(|error| reason(error) != DropReason::EgressFull) {
@@ -132,9 +146,10 @@ impl Queue for TunnelRaw {
     ) -> io::Result<Readiness> {
         let mut drained = true;
         let mut patience = Patience::with(is_from_icmp);
-        for (socket, window) in [&self.ipv4, &self.ipv6].into_iter().zip(&mut self.windows) {
+        for (socket, window) in &mut self.sockets {
             let store = (&mut *pool, &mut self.received);
-            let result = window.receive(socket, outer::LENGTH, store, (limit, quantum), &mut patience);
+            let front = self.transport.overhead().into();
+            let result = window.receive(&*socket, front, store, (limit, quantum), &mut patience);
             self.errors.pending |= patience.met;
             drained &= result?;
         }
@@ -151,7 +166,8 @@ impl Queue for TunnelRaw {
         for (index, packet) in packets.iter().enumerate() {
             for mut segment in gso::segments(packet) {
                 self.identification = self.identification.wrapping_add(1);
-                if !finish(&mut segment, self.identification) {
+                let length = segment.header.len() + segment.payload.len();
+                if !outer::finish(&mut segment.header, length, self.identification) {
                     lose(index, DropReason::EgressRejected, lost);
                     break;
                 }
@@ -166,22 +182,12 @@ impl Queue for TunnelRaw {
     }
 
     fn fds(&self) -> Vec<BorrowedFd<'_>> {
-        vec![self.ipv4.as_fd(), self.ipv6.as_fd()]
+        self.sockets().collect()
     }
 
     fn take_error(&mut self) -> Option<TunnelError> {
-        self.errors.take([self.ipv4.as_fd(), self.ipv6.as_fd()])
+        self.errors.take(self.sockets.iter().map(|(socket, _)| socket.as_fd()))
     }
-}
-
-/// Finishes the outer header. False if that can't be: there is none, or the segment is longer than a datagram.
-fn finish(segment: &mut Segment, identification: u16) -> bool {
-    let length = segment.header.len() + segment.payload.len();
-    if segment.header.len() < outer::LENGTH || length > usize::from(u16::MAX) {
-        return false;
-    }
-    outer::finish(&mut segment.header, length - outer::LENGTH, identification);
-    true
 }
 
 fn message<'a>(packet: &'a Packet, segment: &'a Segment) -> Message<'a> {

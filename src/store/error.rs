@@ -100,6 +100,14 @@ pub enum StoreError {
         /// What stands there, cut short.
         value: String,
     },
+    /// Another daemon has announced itself under this name.
+    #[error("{key} is another daemon's: {value}")]
+    Taken {
+        /// Which entry.
+        key: String,
+        /// What it says.
+        value: String,
+    },
     /// The lease went before it was renewed, or somebody else wrote the entry.
     #[error("the lease of {key} is gone")]
     LeaseGone {

@@ -33,11 +33,11 @@ pub trait Store: Send + Sync + 'static {
     /// [`Written::Unknown`].
     fn write(&self, write: &Write) -> impl Future<Output = Result<Written, StoreError>> + Send;
 
-    /// Makes the [`Kind::Alive`] entry `name`, or writes it again whatever it was, for as long as its lease is renewed.
-    /// `ttl` is counted in whole seconds.
+    /// Makes the [`Kind::Alive`] entry `name`, or writes it again if it says the same, for as long as its lease is
+    /// renewed. `ttl` is counted in whole seconds.
     ///
     /// # Errors
-    /// [`StoreError`]; the entry may be there nevertheless, until its lease ends.
+    /// [`StoreError::Taken`] when it says something else; any other [`StoreError`]: the entry may be there nevertheless, until its lease ends.
     fn announce(
         &self,
         name: &str,

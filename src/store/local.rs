@@ -1,8 +1,9 @@
 //! What this node must remember by itself, in a folder of its own: whom it gave which address.
 //!
 //! ```text
-//!  state.json    the State: {"version":1,"checksum":"…","state":{…}}
+//!  state.json    the State: {"version":2,"checksum":"…","state":{…}}
 //!  instance      who this daemon is, for as long as the folder lives: the mark on its pods' interfaces
+//!  cluster.json  what the cluster was like when it was last heard of, for a start without the store
 //!  lock          held (flock) by the daemon that uses the folder
 //! ```
 //!
@@ -11,6 +12,7 @@
 //! damaged file, or one from a later version, is never read half: it is renamed, kept and reported, and the caller
 //! rebuilds what it can from the kernel.
 
+use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -22,9 +24,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::State;
+use crate::cluster::{Entry, Key, Revision};
 
 /// The format's version.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// The version before: of its ports the first of a pod is one less.
+const VERSION_BEFORE: u32 = 1;
 /// More than this is no state of ours, in bytes.
 const MAX_SIZE: u64 = 64 << 20;
 /// Length of an instance's name.
@@ -98,6 +103,13 @@ pub struct Store {
     _lock: File,
 }
 
+/// The copy of the cluster.
+#[derive(Default, Serialize, Deserialize)]
+struct Copy {
+    revision: Revision,
+    entries: BTreeMap<String, (Revision, String)>,
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Envelope<'a> {
@@ -158,6 +170,31 @@ impl Store {
             path,
             source,
         })
+    }
+
+    /// Reads what the cluster was like: its entries, and the store's count. Nothing, if that can't be read: it is a copy.
+    pub fn load_cluster(&self) -> (Vec<Entry>, Revision) {
+        let mut bytes = Vec::new();
+        let read =
+            File::open(self.folder.join("cluster.json")).and_then(|file| file.take(MAX_SIZE).read_to_end(&mut bytes));
+        let copy = read.ok().and_then(|_| serde_json::from_slice::<Copy>(&bytes).ok()).unwrap_or_default();
+        let entries = copy
+            .entries
+            .into_iter()
+            .filter_map(|(key, (revision, value))| Some(Entry { key: Key::parse(&key)?, value, revision }));
+        (entries.collect(), copy.revision)
+    }
+
+    /// Writes what the cluster is like.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn save_cluster(&self, entries: &[Entry], revision: Revision) -> Result<(), StoreError> {
+        let entries = entries.iter().map(|entry| (entry.key.to_string(), (entry.revision, entry.value.clone())));
+        let copy = Copy { revision, entries: entries.collect() };
+        let bytes = serde_json::to_vec(&copy).expect("entries hold nothing that JSON can't");
+        let failed = |source| StoreError::Io { action: "write", path: self.folder.join("cluster.json"), source };
+        replace(&self.folder, &self.handle, "cluster.json", &bytes).map_err(failed)
     }
 
     fn path(&self) -> PathBuf {
@@ -252,14 +289,17 @@ fn decode(bytes: &[u8]) -> Result<State, Damage> {
         return Err(Damage::TooLarge);
     }
     let stamp: Stamp = serde_json::from_slice(bytes)?;
-    if stamp.version != VERSION {
+    if !matches!(stamp.version, VERSION | VERSION_BEFORE) {
         return Err(Damage::Version(stamp.version));
     }
     let envelope: Envelope = serde_json::from_slice(bytes)?;
     if envelope.checksum != checksum(envelope.state.get().as_bytes()) {
         return Err(Damage::Checksum);
     }
-    let state: State = serde_json::from_str(envelope.state.get())?;
+    let mut state: State = serde_json::from_str(envelope.state.get())?;
+    if stamp.version == VERSION_BEFORE {
+        state.attachments.iter_mut().for_each(|record| record.port = record.port.saturating_add(1));
+    }
     if state.is_consistent() { Ok(state) } else { Err(Damage::Contradiction) }
 }
 
@@ -285,7 +325,7 @@ mod tests {
             network: "tapir".into(),
             pod: PodRef { namespace: "default".into(), name: "p".into(), uid: String::new() },
             netns: Namespace { path: "/run/netns/c".into(), device: 4, inode: 4_026_532_000 },
-            port: u32::from(number) + 2,
+            port: u32::from(number) + 3,
             addresses: vec![[10, 244, 0, number].into(), "fd00::2".parse().unwrap()],
             mac: [2, 0x74, 10, 244, 0, number],
             mtu: 1480,
@@ -296,7 +336,7 @@ mod tests {
 
     fn state() -> State {
         let freed = vec![FreedRecord { address: [10, 244, 0, 9].into(), at_ms: 12_345 }];
-        State { boot: "b".into(), attachments: vec![record(7)], freed }
+        State { boot: "b".into(), attachments: vec![record(7)], freed, ..State::default() }
     }
 
     fn loaded(store: &Store) -> State {
@@ -351,7 +391,7 @@ mod tests {
         let store = Store::open(folder.path()).unwrap();
         for (index, (content, reason)) in [
             (&b""[..], "EOF while parsing a value at line 1 column 0"),
-            (b"{\"version\":2,\"new\":1}", "it is of version 2, and this tapird writes version 1"),
+            (b"{\"version\":3,\"new\":1}", "it is of version 3, and this tapird writes version 2"),
         ]
         .into_iter()
         .enumerate()
@@ -367,6 +407,20 @@ mod tests {
         }
     }
 
+    /// A file as the version before wrote it, byte for byte.
+    #[test]
+    fn ports_of_the_version_before_are_shifted() {
+        let mut written = state();
+        written.attachments[0].port = 2;
+        let state = serde_json::to_string(&written).unwrap();
+        let sum = checksum(state.as_bytes());
+        let file = format!("{{\"version\":1,\"checksum\":\"{sum}\",\"state\":{state}}}\n");
+        written.attachments[0].port = 3;
+        assert_eq!(decode(file.as_bytes()).unwrap(), written);
+        let below = file.replace("\"port\":2", "\"port\":1");
+        assert!(matches!(decode(below.as_bytes()), Err(Damage::Checksum)));
+    }
+
     #[test]
     fn a_contradiction_is_damage() {
         let twice = |change: fn(&mut Record)| {
@@ -378,8 +432,8 @@ mod tests {
         assert!(twice(|_| {}));
         assert!(!twice(|other| other.id.container_id = "c7".into()));
         assert!(!twice(|other| other.addresses = vec![[10, 244, 0, 7].into()]));
-        assert!(!twice(|other| other.port = 9));
-        assert!(!twice(|other| other.port = 1));
+        assert!(!twice(|other| other.port = 10));
+        assert!(!twice(|other| other.port = 2));
         assert!(!twice(|other| other.port = u32::MAX));
     }
 

@@ -121,12 +121,19 @@ impl Memory {
     }
 
     /// Makes an [`Kind::Alive`] entry that goes at `now + ttl` unless renewed.
-    pub fn announce(&mut self, name: &str, value: &str, ttl: Duration, now: Duration) -> Lease {
+    ///
+    /// # Errors
+    /// What the entry says, if that is something else.
+    pub fn announce(&mut self, name: &str, value: &str, ttl: Duration, now: Duration) -> Result<Lease, String> {
+        self.expire(now);
         let key = Key::new(Kind::Alive, name);
+        if let Some(entry) = self.entries.get(&key).filter(|entry| entry.value != value) {
+            return Err(entry.value.clone());
+        }
         self.put(key.clone(), value.to_owned());
         self.last_lease += 1;
         self.leases.insert(self.last_lease, Term { key, announced: self.revision, ttl, ends: now + ttl });
-        Lease { name: name.to_owned(), id: self.last_lease, ttl }
+        Ok(Lease { name: name.to_owned(), id: self.last_lease, ttl })
     }
 
     /// Renews a lease; false when it has ended, or its entry is no longer what was announced.
@@ -251,7 +258,8 @@ impl Store for Embedded {
 
     async fn announce(&self, name: &str, value: &str, ttl: Duration) -> Result<Lease, StoreError> {
         let now = self.now();
-        Ok(self.with(|memory| memory.announce(name, value, ttl, now)))
+        let taken = |value| StoreError::Taken { key: Key::new(Kind::Alive, name).to_string(), value };
+        self.with(|memory| memory.announce(name, value, ttl, now)).map_err(taken)
     }
 
     async fn renew(&self, lease: &Lease) -> Result<(), StoreError> {
@@ -331,15 +339,16 @@ mod tests {
         let mut memory = Memory::default();
         let at = Duration::from_secs;
         let there = |memory: &Memory| memory.get(&Key::new(Kind::Alive, "n")).is_some();
-        let lease = memory.announce("n", "1", at(10), at(0));
+        let lease = memory.announce("n", "1", at(10), at(0)).unwrap();
         assert!(memory.renew(&lease, at(9)));
         memory.expire(at(18));
         assert!(there(&memory));
         assert!(!memory.renew(&lease, at(19)), "too late");
         assert!(!there(&memory));
 
-        let old = memory.announce("n", "1", at(10), at(20));
-        let new = memory.announce("n", "2", at(10), at(25));
+        let old = memory.announce("n", "1", at(10), at(20)).unwrap();
+        assert_eq!(memory.announce("n", "2", at(10), at(21)), Err("1".into()), "another daemon's");
+        let new = memory.announce("n", "1", at(10), at(25)).unwrap();
         assert!(!memory.renew(&old, at(26)), "the entry is another's");
         memory.withdraw(&old);
         memory.expire(at(31));

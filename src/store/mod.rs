@@ -25,6 +25,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use tapir_cni::protocol::{AttachmentId, PodRef};
 
+use crate::cluster::Durable;
 use crate::control::{Endpoint, Namespace};
 use crate::table::{Mac, PortId};
 
@@ -103,6 +104,12 @@ pub struct State {
     pub attachments: Vec<Record>,
     /// Addresses given back, as far as they are remembered.
     pub freed: Vec<FreedRecord>,
+    /// The node's own addresses.
+    #[serde(default)]
+    pub own: Vec<IpAddr>,
+    /// What the node has of the cluster's addresses.
+    #[serde(default)]
+    pub cluster: Durable,
 }
 
 impl State {

@@ -11,3 +11,4 @@ pub mod netns;
 pub mod packet;
 pub mod raw;
 pub mod tap;
+pub mod udp;

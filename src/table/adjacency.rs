@@ -5,6 +5,8 @@ use std::net::Ipv4Addr;
 use super::port::{Mac, PortId};
 use super::{GATEWAY_MAC, port};
 use crate::drop_reason::DropReason;
+use crate::wire::outer;
+pub use crate::wire::outer::Transport;
 
 /// What happens to packets of a route.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -28,33 +30,6 @@ pub struct Path {
     pub mtu: u16,
 }
 
-/// How packets travel to another node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Transport {
-    /// Bare: protocol 4 or 41 (RFC 2003, RFC 4213).
-    Ipip,
-    /// Inside UDP, for an underlay that lets only TCP and UDP through.
-    Udp,
-}
-
-impl Transport {
-    /// Bytes of outer headers.
-    pub const fn overhead(self) -> u16 {
-        match self {
-            Self::Ipip => 20,
-            Self::Udp => 28,
-        }
-    }
-
-    /// Its name, in the config and wherever it is shown.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Ipip => "ipip",
-            Self::Udp => "udp",
-        }
-    }
-}
-
 /// The bytes prepended to a packet for its next hop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rewrite {
@@ -64,7 +39,9 @@ pub enum Rewrite {
     Ethernet([u8; 14]),
     /// An outer IPv4 header (RFC 2003, protocol 4 or 41); length, TOS, identification and checksum are filled in
     /// per packet.
-    Outer([u8; 20]),
+    Outer([u8; outer::LENGTH]),
+    /// An outer IPv4 header of protocol 17, filled in like that, and a UDP header, which is made per packet.
+    OuterUdp([u8; outer::LENGTH]),
 }
 
 impl Rewrite {
@@ -80,24 +57,47 @@ impl Rewrite {
 
     /// To a node: DF set (RFC 2003 §3.1 and §5.1), a fresh TTL of 64, protocol 4, or 41 for IPv6 inside.
     pub fn outer(source: Ipv4Addr, destination: Ipv4Addr, ipv6: bool) -> Self {
-        let mut header = [0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, if ipv6 { 41 } else { 4 }, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        header[12..16].copy_from_slice(&source.octets());
-        header[16..].copy_from_slice(&destination.octets());
-        Self::Outer(header)
+        Self::Outer(outer::header(Transport::Ipip, source, destination, ipv6))
+    }
+
+    /// To a node, inside UDP; otherwise as [`Rewrite::outer`]. Which family is inside, its first four bits tell.
+    pub fn outer_udp(source: Ipv4Addr, destination: Ipv4Addr) -> Self {
+        Self::OuterUdp(outer::header(Transport::Udp, source, destination, false))
+    }
+
+    /// To a node by the given transport.
+    pub fn to_node(transport: Transport, source: Ipv4Addr, destination: Ipv4Addr, ipv6: bool) -> Self {
+        match transport {
+            Transport::Ipip => Self::outer(source, destination, ipv6),
+            Transport::Udp => Self::outer_udp(source, destination),
+        }
+    }
+
+    /// How many bytes it puts in front.
+    pub const fn length(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Ethernet(header) => header.len(),
+            Self::Outer(_) => Transport::Ipip.overhead() as usize,
+            Self::OuterUdp(_) => Transport::Udp.overhead() as usize,
+        }
     }
 
     /// Lets routers of the underlay fragment the outer packet.
     pub fn fragmentable(mut self) -> Self {
-        if let Self::Outer(header) = &mut self {
+        if let Self::Outer(header) | Self::OuterUdp(header) = &mut self {
             header[6] = 0;
         }
         self
     }
 
     /// The node that an outer header leads to.
+    #[inline]
     pub fn outer_destination(&self) -> Option<Ipv4Addr> {
         match self {
-            Self::Outer(header) => Some(Ipv4Addr::new(header[16], header[17], header[18], header[19])),
+            Self::Outer(header) | Self::OuterUdp(header) => {
+                Some(Ipv4Addr::new(header[16], header[17], header[18], header[19]))
+            }
             Self::None | Self::Ethernet(_) => None,
         }
     }

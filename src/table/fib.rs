@@ -1,24 +1,64 @@
 //! Longest-prefix match from a destination to its adjacency.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::adjacency::Adjacency;
-use super::trie::{Route, Trie};
+use super::routes::{Edit, Routes};
+use super::trie::{Key, Route, Trie};
 use crate::drop_reason::DropReason;
+
+/// Of so many edits a route has its part of a trie that is built whole, which is about what one costs.
+const WORTH_BUILDING: usize = 8;
+/// Adjacencies that no route has any more, beside as many as there were.
+const WASTE: usize = 64;
 
 /// The routes that forwarding reads. A lookup always finds something: without a route, [`DropReason::NoRoute`].
 ///
-/// Routes that lead the same way share one adjacency, so that a million of them keep few in the cache.
+/// Routes that lead the same way share one adjacency, so that a million of them keep few in the cache. One that was made
+/// from another by [`Fib::with`] shares with it what is the same.
 pub struct Fib {
-    v4: Trie<u32>,
-    v6: Trie<u128>,
+    v4: Family<u32>,
+    v6: Family<u128>,
     /// What the values of the tries index. The first is for what no route covers.
-    adjacencies: Vec<Adjacency>,
-    routes_v4: Vec<Route<u32>>,
-    routes_v6: Vec<Route<u128>>,
+    adjacencies: Arc<[Adjacency]>,
+    interned: Arc<Interned>,
+    /// How many adjacencies there were when it was built whole.
+    built: usize,
+    visited: usize,
+}
+
+type Interned = HashMap<Adjacency, u32, foldhash::fast::RandomState>;
+
+#[derive(Clone)]
+struct Family<K> {
+    trie: Trie<K>,
+    routes: Routes<K>,
+}
+
+impl<K: Key> Family<K> {
+    fn build(routes: Vec<Route<K>>) -> Self {
+        let routes = sorted(routes);
+        Self { trie: Trie::build(&routes), routes: Routes::new(&routes) }
+    }
+
+    /// With these edits, which are sorted; and how many routes were read for it.
+    fn with(&self, mut edits: Vec<Edit<K>>) -> (Self, usize) {
+        edits.retain(|edit| self.routes.get(edit.prefix, edit.length) != edit.value);
+        if edits.is_empty() {
+            return (self.clone(), 0);
+        }
+        let (routes, copied) = self.routes.with(&edits);
+        let few = edits.len() * WORTH_BUILDING < routes.len() && !self.trie.is_unfit(routes.len());
+        if let Some((trie, visited)) = few.then(|| self.trie.with(&routes, &edits)).flatten() {
+            return (Self { trie, routes }, copied + visited);
+        }
+        let all: Vec<_> = routes.iter().copied().collect();
+        (Self { trie: Trie::build(&all), routes }, copied + all.len())
+    }
 }
 
 impl Default for Fib {
@@ -37,46 +77,84 @@ impl Fib {
     /// Builds it from routes in any order; of two with the same prefix the later one counts.
     pub fn build(routes: impl IntoIterator<Item = (IpNet, Adjacency)>) -> Self {
         let no_route = Adjacency::Drop(DropReason::NoRoute);
-        let mut interned: HashMap<_, _, foldhash::fast::RandomState> = HashMap::from_iter([(no_route, 0)]);
+        let mut interned: Interned = HashMap::from_iter([(no_route, 0)]);
         let (mut routes_v4, mut routes_v6) = (Vec::new(), Vec::new());
         for (prefix, adjacency) in routes {
-            let next = u32::try_from(interned.len()).expect("fewer than 2^32 adjacencies fit into memory");
-            let value = *interned.entry(adjacency).or_insert(next);
+            let value = intern(&mut interned, adjacency);
             let length = prefix.prefix_len();
             match prefix.network() {
                 IpAddr::V4(network) => routes_v4.push(Route { prefix: network.to_bits(), length, value }),
                 IpAddr::V6(network) => routes_v6.push(Route { prefix: network.to_bits(), length, value }),
             }
         }
-        let (routes_v4, routes_v6) = (sorted(routes_v4), sorted(routes_v6));
-        let mut adjacencies: Vec<_> = interned.into_iter().collect();
+        let (v4, v6) = (Family::build(routes_v4), Family::build(routes_v6));
+        let mut adjacencies: Vec<_> = interned.iter().collect();
         adjacencies.sort_unstable_by_key(|&(_, value)| value);
         Self {
-            v4: Trie::build(&routes_v4),
-            v6: Trie::build(&routes_v6),
-            adjacencies: adjacencies.into_iter().map(|(adjacency, _)| adjacency).collect(),
-            routes_v4,
-            routes_v6,
+            adjacencies: adjacencies.into_iter().map(|(adjacency, _)| adjacency.clone()).collect(),
+            built: interned.len(),
+            visited: v4.routes.len() + v6.routes.len(),
+            v4,
+            v6,
+            interned: Arc::new(interned),
         }
+    }
+
+    /// The same with other adjacencies for some prefixes; none: it is no route any more. Of two edits of the same prefix the
+    /// later one counts. The work is that for the routes close to those that change, not that for all.
+    pub fn with(&self, edits: impl IntoIterator<Item = (IpNet, Option<Adjacency>)>) -> Self {
+        let mut interned = self.interned.clone();
+        let (mut edits_v4, mut edits_v6) = (BTreeMap::new(), BTreeMap::new());
+        for (prefix, adjacency) in edits {
+            let value = adjacency.map(|adjacency| match interned.get(&adjacency) {
+                Some(&value) => value,
+                None => intern(Arc::make_mut(&mut interned), adjacency),
+            });
+            let length = prefix.prefix_len();
+            match prefix.network() {
+                IpAddr::V4(network) => drop(edits_v4.insert((network.to_bits(), length), value)),
+                IpAddr::V6(network) => drop(edits_v6.insert((network.to_bits(), length), value)),
+            }
+        }
+        let (v4, visited_v4) = self.v4.with(edits_v4.into_iter().map(edit).collect());
+        let (v6, visited_v6) = self.v6.with(edits_v6.into_iter().map(edit).collect());
+        let adjacencies = if interned.len() == self.adjacencies.len() {
+            self.adjacencies.clone()
+        } else {
+            let mut new: Vec<_> =
+                interned.iter().filter(|(_, value)| **value as usize >= self.adjacencies.len()).collect();
+            new.sort_unstable_by_key(|&(_, value)| value);
+            self.adjacencies.iter().chain(new.into_iter().map(|(adjacency, _)| adjacency)).cloned().collect()
+        };
+        let edited = Self { v4, v6, adjacencies, interned, built: self.built, visited: visited_v4 + visited_v6 };
+        if edited.adjacencies.len() > 2 * edited.built + WASTE {
+            return Self::build(edited.iter().map(|(prefix, adjacency)| (prefix, adjacency.clone())));
+        }
+        edited
+    }
+
+    /// How many routes were read to make it.
+    pub fn visited(&self) -> usize {
+        self.visited
     }
 
     /// The adjacency of the longest prefix that contains `address`.
     #[inline]
     pub fn lookup(&self, address: IpAddr) -> &Adjacency {
         let value = match address {
-            IpAddr::V4(address) => self.v4.lookup(address.to_bits()),
-            IpAddr::V6(address) => self.v6.lookup(address.to_bits()),
+            IpAddr::V4(address) => self.v4.trie.lookup(address.to_bits()),
+            IpAddr::V6(address) => self.v6.trie.lookup(address.to_bits()),
         };
         &self.adjacencies[value as usize]
     }
 
     /// Every route, in the order of [`IpNet`].
     pub fn iter(&self) -> impl Iterator<Item = (IpNet, &Adjacency)> {
-        let v4 = self.routes_v4.iter().map(|route| {
+        let v4 = self.v4.routes.iter().map(|route| {
             let prefix = Ipv4Net::new_assert(route.prefix.into(), route.length);
             (prefix.into(), &self.adjacencies[route.value as usize])
         });
-        let v6 = self.routes_v6.iter().map(|route| {
+        let v6 = self.v6.routes.iter().map(|route| {
             let prefix = Ipv6Net::new_assert(route.prefix.into(), route.length);
             (prefix.into(), &self.adjacencies[route.value as usize])
         });
@@ -85,7 +163,7 @@ impl Fib {
 
     /// How many routes it has.
     pub fn len(&self) -> usize {
-        self.routes_v4.len() + self.routes_v6.len()
+        self.v4.routes.len() + self.v6.routes.len()
     }
 
     /// Without a route.
@@ -95,8 +173,17 @@ impl Fib {
 
     /// Bytes that a lookup may read.
     pub fn size(&self) -> usize {
-        self.v4.size() + self.v6.size() + size_of_val(&*self.adjacencies)
+        self.v4.trie.size() + self.v6.trie.size() + size_of_val(&*self.adjacencies)
     }
+}
+
+fn intern(interned: &mut Interned, adjacency: Adjacency) -> u32 {
+    let next = u32::try_from(interned.len()).expect("fewer than 2^32 adjacencies fit into memory");
+    *interned.entry(adjacency).or_insert(next)
+}
+
+fn edit<K>(((prefix, length), value): ((K, u8), Option<u32>)) -> Edit<K> {
+    Edit { prefix, length, value }
 }
 
 /// By prefix and length; of several with the same the last.
@@ -110,20 +197,19 @@ fn sorted<K: Copy + Ord>(mut routes: Vec<Route<K>>) -> Vec<Route<K>> {
         }
         same
     });
-    routes.shrink_to_fit();
     routes
 }
 
 #[cfg(test)]
 mod tests {
     use std::cmp::Reverse;
-    use std::collections::BTreeMap;
     use std::net::{Ipv4Addr, Ipv6Addr};
 
     use proptest::prelude::*;
     use proptest::test_runner::{RngAlgorithm, TestRng};
 
     use super::*;
+    use crate::table::routes::LARGEST;
     use crate::table::{Path, PortId, Rewrite};
 
     fn adjacency(number: u16) -> Adjacency {
@@ -169,6 +255,133 @@ mod tests {
             let edges = routes.iter().flat_map(|(prefix, _)| [prefix.network(), prefix.broadcast()]);
             for address in addresses.into_iter().chain(edges.collect::<Vec<_>>()) {
                 prop_assert_eq!(fib.lookup(address), linear(&routes, address).unwrap_or(&no_route));
+            }
+        }
+    }
+
+    proptest! {
+        /// However it came about, it is what a build from scratch makes.
+        #[test]
+        fn edited_it_is_as_if_built(
+            start in prop::collection::btree_map(prefix(), 0..4u16, 0..80),
+            rounds in prop::collection::vec(
+                prop::collection::vec((prefix(), prop::option::of(0..4u16)), 1..6),
+                1..40,
+            ),
+        ) {
+            let mut routes: BTreeMap<IpNet, Adjacency> =
+                start.into_iter().map(|(prefix, number)| (prefix.trunc(), adjacency(number))).collect();
+            let mut fib = Fib::build(routes.clone());
+            for edits in rounds {
+                let edits: Vec<_> = edits.into_iter().map(|(p, number)| (p.trunc(), number.map(adjacency))).collect();
+                for (prefix, adjacency) in edits.clone() {
+                    match adjacency {
+                        Some(adjacency) => drop(routes.insert(prefix, adjacency)),
+                        None => drop(routes.remove(&prefix)),
+                    }
+                }
+                let before: Vec<_> = fib.iter().map(|(prefix, adjacency)| (prefix, adjacency.clone())).collect();
+                let next = fib.with(edits);
+                prop_assert!(next.iter().eq(routes.iter().map(|(prefix, adjacency)| (*prefix, adjacency))));
+                prop_assert!(fib.iter().eq(before.iter().map(|(prefix, adjacency)| (*prefix, adjacency))));
+                let (all, before) = (routes.clone().into_iter().collect::<Vec<_>>(), before);
+                let no_route = Adjacency::Drop(DropReason::NoRoute);
+                for (prefix, _) in all.iter().chain(&before) {
+                    for address in around(*prefix) {
+                        prop_assert_eq!(next.lookup(address), linear(&all, address).unwrap_or(&no_route));
+                        prop_assert_eq!(fib.lookup(address), linear(&before, address).unwrap_or(&no_route));
+                    }
+                }
+                fib = next;
+            }
+        }
+    }
+
+    /// The first and the last address of a prefix, and those outside next to them.
+    fn around(prefix: IpNet) -> Vec<IpAddr> {
+        match prefix {
+            IpNet::V4(prefix) => {
+                let (first, last) = (prefix.network().to_bits(), prefix.broadcast().to_bits());
+                [first, last, first.wrapping_sub(1), last.wrapping_add(1)]
+                    .map(|bits| Ipv4Addr::from(bits).into())
+                    .into()
+            }
+            IpNet::V6(prefix) => {
+                let (first, last) = (prefix.network().to_bits(), prefix.broadcast().to_bits());
+                [first, last, first.wrapping_sub(1), last.wrapping_add(1)]
+                    .map(|bits| Ipv6Addr::from(bits).into())
+                    .into()
+            }
+        }
+    }
+
+    /// One after the other, as many as there were, with the chunks and the room that are used up on the way.
+    #[test]
+    fn many_edits_come_to_what_a_build_makes() {
+        let mut random = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+        for ipv6 in [false, true] {
+            let longest = if ipv6 { 128 } else { 32 };
+            let mut routes: BTreeMap<IpNet, Adjacency> = BTreeMap::new();
+            let mut fib = Fib::default();
+            for round in 0..6_000 {
+                let length = random.next_u32() % (longest + 1);
+                let prefix = match routes.iter().nth(random.next_u32() as usize % (4 * routes.len() + 1)) {
+                    Some((&known, _)) if round % 3 == 0 => known,
+                    _ => IpNet::new(address_of(sparse(&mut random, longest), ipv6), length as u8).unwrap().trunc(),
+                };
+                let adjacency = (round % 3 != 0).then(|| adjacency(random.next_u32() as u16 % 200));
+                match adjacency.clone() {
+                    Some(adjacency) => drop(routes.insert(prefix, adjacency)),
+                    None => drop(routes.remove(&prefix)),
+                }
+                fib = fib.with([(prefix, adjacency)]);
+            }
+            assert!(fib.iter().eq(routes.iter().map(|(prefix, adjacency)| (*prefix, adjacency))));
+            let routes: Vec<_> = routes.into_iter().collect();
+            let oracle = ByLength::new(&routes);
+            let no_route = Adjacency::Drop(DropReason::NoRoute);
+            for address in routes.iter().flat_map(|(prefix, _)| around(*prefix)) {
+                assert_eq!(fib.lookup(address), oracle.lookup(address).unwrap_or(&no_route), "{address}");
+            }
+        }
+    }
+
+    /// Two that were made from the same one: the second finds the room taken.
+    #[test]
+    fn edits_of_one_and_the_same_do_not_meet() {
+        let net = |i: u32| IpNet::from(ipnet::Ipv4Net::new(Ipv4Addr::from_bits(0x0a00_0000 | i << 8), 24).unwrap());
+        let fib = Fib::build((0..500).map(|i| (net(i), adjacency(1))));
+        let (one, other) = (fib.with([(net(7), Some(adjacency(2)))]), fib.with([(net(9), Some(adjacency(3)))]));
+        for (fib, at_7, at_9) in [(&fib, 1, 1), (&one, 2, 1), (&other, 1, 3)] {
+            assert_eq!(fib.lookup(net(7).addr()), &adjacency(at_7));
+            assert_eq!(fib.lookup(net(9).addr()), &adjacency(at_9));
+        }
+    }
+
+    /// What nobody leads to any more is let go in the end.
+    #[test]
+    fn adjacencies_do_not_pile_up() {
+        let prefix: IpNet = "10.0.0.0/24".parse().unwrap();
+        let mut fib = Fib::build([(prefix, adjacency(0))]);
+        for number in 1..1_000 {
+            fib = fib.with([(prefix, Some(adjacency(number)))]);
+            assert_eq!(fib.lookup(prefix.addr()), &adjacency(number));
+            assert!(fib.adjacencies.len() <= 2 * 2 + WASTE + 1, "{}", fib.adjacencies.len());
+        }
+    }
+
+    /// A block among a million is written by reading some hundreds.
+    #[test]
+    fn an_edit_reads_what_is_near() {
+        let block = |i: u32| IpNet::from(ipnet::Ipv4Net::new(Ipv4Addr::from_bits(0x0a00_0000 + (i << 6)), 26).unwrap());
+        for count in [5_000, 100_000] {
+            let mut fib = Fib::build((0..count).map(|i| (block(i), adjacency(i as u16 % 1_000))));
+            assert_eq!(fib.visited(), count as usize);
+            for edit in
+                [(block(count / 2), Some(adjacency(7))), (block(count / 3), None), (block(count), Some(adjacency(8)))]
+            {
+                fib = fib.with([edit]);
+                assert!(fib.visited() <= 2 * LARGEST, "{} of {count}", fib.visited());
             }
         }
     }

@@ -4,9 +4,11 @@
 //! change and [`publish`](Publisher::publish)es it; a worker loads one snapshot per batch.
 
 mod adjacency;
+mod edit;
 mod fib;
 mod port;
 mod publisher;
+mod routes;
 mod trie;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

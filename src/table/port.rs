@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use crate::wire::outer::Transport;
+
 /// An Ethernet address.
 pub type Mac = [u8; 6];
 
@@ -15,8 +17,33 @@ impl PortId {
     pub const TUNNEL: Self = Self(0);
     /// `tapir0`, the way to the node's own stack.
     pub const HOST: Self = Self(1);
+    /// The tunnel inside UDP.
+    pub const TUNNEL_UDP: Self = Self(2);
     /// The first number for a pod.
-    pub const FIRST_POD: Self = Self(2);
+    pub const FIRST_POD: Self = Self(3);
+
+    /// The tunnel by that transport.
+    pub const fn tunnel(transport: Transport) -> Self {
+        match transport {
+            Transport::Ipip => Self::TUNNEL,
+            Transport::Udp => Self::TUNNEL_UDP,
+        }
+    }
+
+    /// Of a tunnel, how its packets travel.
+    pub const fn transport(self) -> Option<Transport> {
+        match self {
+            Self::TUNNEL => Some(Transport::Ipip),
+            Self::TUNNEL_UDP => Some(Transport::Udp),
+            _ => None,
+        }
+    }
+
+    /// Whether it is a tunnel, by whichever transport.
+    #[inline]
+    pub const fn is_tunnel(self) -> bool {
+        self.transport().is_some()
+    }
 
     /// As an index.
     pub const fn index(self) -> usize {

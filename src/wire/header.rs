@@ -81,7 +81,10 @@ pub struct Header {
 /// A number that spreads flows: the same for both directions of one, and for all of its packets but fragments. 0 for
 /// what is no IP packet. Nothing depends on flows having different ones.
 pub fn flow_hash(packet: &[u8]) -> u32 {
-    let Ok(header) = Header::parse(packet) else { return 0 };
+    Header::parse(packet).map_or(0, |header| header.flow_hash(packet))
+}
+
+fn flow_hash_of(header: &Header, packet: &[u8]) -> u32 {
     let fold = |address: IpAddr| match address {
         IpAddr::V4(address) => u32::from(address),
         IpAddr::V6(address) => {
@@ -121,6 +124,11 @@ impl Header {
             Some(6) => Self::parse_v6(bytes),
             _ => Err(Malformed),
         }
+    }
+
+    /// The [`flow_hash`] of the packet that has this header.
+    pub fn flow_hash(&self, packet: &[u8]) -> u32 {
+        flow_hash_of(self, packet)
     }
 
     /// Whether it is an IPv6 packet.

@@ -3,4 +3,5 @@
 pub mod checksum;
 pub mod header;
 pub mod outer;
+pub mod probe;
 pub mod virtio_net;

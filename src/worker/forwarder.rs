@@ -16,6 +16,7 @@
 //! A forwarder is single-threaded and owns its queues. Several share nothing but the tables.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -26,8 +27,9 @@ use crate::gso;
 use crate::io::{Lost, Queue, Readiness, TunnelError};
 use crate::packet::{Packet, Pool};
 use crate::stats::{DROP_HEADER, DropRecord, PortCounters, WorkerStats};
-use crate::table::{PortId, Publisher, Tables};
-use crate::wire::header;
+use crate::table::{Adjacency, PortId, Publisher, Tables, Transport};
+use crate::wire::probe::Probe;
+use crate::wire::{header, outer};
 
 /// The most packets that one visit takes from a queue.
 pub const LIMIT: usize = 64;
@@ -36,6 +38,8 @@ pub const LIMIT: usize = 64;
 pub const QUANTUM: usize = 64 << 10;
 /// The most errors of the underlay that one visit looks at.
 const ERRORS: usize = 64;
+/// The most probes that one visit tells of: a peer's pods can send any number.
+const PROBES: usize = 16;
 
 /// One of the queues that a forwarder has of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +64,30 @@ pub enum Event {
     },
     /// The underlay said something about a packet of the tunnel.
     TunnelError(TunnelError),
+    /// A probe came by the tunnel.
+    Probe(ProbeEvent),
+}
+
+/// A probe of another node's that was answered, or another node's reply to a probe of this one's. The peer is who it says.
+/// That the rest is not made up by one of its pods, [`source`](Self::source) and [`cookie`](Self::cookie) tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProbeEvent {
+    /// The node that sent it.
+    pub peer: Ipv4Addr,
+    /// The inner source: the peer's own address among its pods, unless it comes from one of them.
+    pub source: Ipv4Addr,
+    /// What it came by.
+    pub transport: Transport,
+    /// What the request went by, as it says.
+    pub asked: Transport,
+    /// The asker's.
+    pub cookie: u64,
+    /// Which of the asker's probes.
+    pub sequence: u16,
+    /// Length of the inner packet, in bytes.
+    pub length: u16,
+    /// It is a reply. Otherwise a request, which was answered.
+    pub reply: bool,
 }
 
 /// Forwards between the queues it was given.
@@ -75,6 +103,8 @@ pub struct Forwarder {
     lost: Vec<Lost>,
     /// The queues with something outgoing.
     sending: Vec<QueueId>,
+    /// How many probes the visit has told of.
+    probes: usize,
     /// When the visit's drops are said to have happened; read at the first.
     drop_time: Option<SystemTime>,
 }
@@ -104,6 +134,7 @@ impl Forwarder {
             fragments: Vec::with_capacity(LIMIT),
             lost: Vec::with_capacity(LIMIT),
             sending: Vec::new(),
+            probes: 0,
             drop_time: None,
         }
     }
@@ -149,7 +180,12 @@ impl Forwarder {
         let mut batch = std::mem::take(&mut self.batch);
         for mut packet in batch.drain(..) {
             match forward::forward(&mut packet, from.port, &tables) {
-                Ok(verdict) => self.dispatch(packet, verdict, from),
+                Ok(verdict) => {
+                    if from.port.is_tunnel() && matches!(verdict, Verdict::Answer | Verdict::Heard) {
+                        self.tell_probe(&packet, verdict, from, &tables);
+                    }
+                    self.dispatch(packet, verdict, from);
+                }
                 Err(reason) => self.refuse(packet, reason, from, &tables, now),
             }
         }
@@ -158,8 +194,36 @@ impl Forwarder {
         while let Some(to) = self.sending.pop() {
             self.send(to, from.port);
         }
+        self.probes = 0;
         self.drop_time = None;
         received
+    }
+
+    /// Sends a packet of the control side through a tunnel, as it is, outer headers included. It counts as originated.
+    ///
+    /// # Errors
+    /// Why it was not sent. What the kernel said of its length is told as for any packet, too.
+    pub fn inject(&mut self, port: PortId, bytes: &[u8], now: Duration) -> Result<(), DropReason> {
+        let outer = outer::parse(bytes).filter(|outer| port.transport() == Some(outer.transport));
+        let outer = outer.ok_or(DropReason::MalformedTunnel)?;
+        let id = QueueId { port, queue: 0 };
+        if self.line(id).is_none() {
+            return Err(DropReason::PortDown);
+        }
+        let mut packet = self.pool.take();
+        packet.fill(bytes, outer.inner);
+        self.stats.originated.add(1);
+        if let Some(line) = self.line(id) {
+            line.outgoing.push(packet);
+        }
+        let lost = self.send(id, port);
+        let tables = self.tables.snapshot();
+        self.relay_errors(id, &tables, now);
+        while let Some(to) = self.sending.pop() {
+            self.send(to, port);
+        }
+        self.drop_time = None;
+        lost.map_or(Ok(()), Err)
     }
 
     fn port(&self, id: PortId) -> Option<&Port> {
@@ -192,7 +256,26 @@ impl Forwarder {
                 }
                 self.enqueue(packet, from.port, from);
             }
+            Verdict::Heard => {
+                self.stats.heard.add(1);
+                self.pool.give(packet);
+            }
             Verdict::Fragment { port: egress, mtu } => self.fragment(packet, mtu, egress, from),
+        }
+    }
+
+    /// Tells the control side of a probe that was answered or heard, unless the visit has told of many.
+    fn tell_probe(&mut self, packet: &Packet, verdict: Verdict, from: QueueId, tables: &Tables) {
+        let reply = verdict == Verdict::Heard;
+        let (Some(transport), Some(probe)) = (from.port.transport(), Probe::read(packet.network())) else { return };
+        // The answer goes to the asker.
+        let source = if reply { probe.source } else { probe.destination };
+        let Adjacency::Forward(path) = tables.lookup(source.into()) else { return };
+        let Some(peer) = path.rewrite.outer_destination() else { return };
+        self.probes += 1;
+        if self.probes <= PROBES {
+            let Probe { asked, cookie, sequence, length, .. } = probe;
+            self.notify(Event::Probe(ProbeEvent { peer, source, transport, asked, cookie, sequence, length, reply }));
         }
     }
 
@@ -275,10 +358,10 @@ impl Forwarder {
         }
     }
 
-    /// Hands a queue what is outgoing by it.
-    fn send(&mut self, to: QueueId, ingress: PortId) {
-        let Some(Some(port)) = self.ports.get_mut(to.port.index()) else { return };
-        let Some(line) = port.lines.get_mut(to.queue) else { return };
+    /// Hands a queue what is outgoing by it, and says why the last one that was lost was.
+    fn send(&mut self, to: QueueId, ingress: PortId) -> Option<DropReason> {
+        let port = self.ports.get_mut(to.port.index())?.as_mut()?;
+        let line = port.lines.get_mut(to.queue)?;
         let mut packets = std::mem::take(&mut line.outgoing);
         let mut lost = std::mem::take(&mut self.lost);
         let bytes: usize = packets.iter().map(Packet::len).sum();
@@ -288,6 +371,7 @@ impl Forwarder {
         port.counters.tx_packets.add(sent);
         port.counters.tx_bytes.add((bytes - lost_bytes) as u64);
         self.stats.sent.add(sent);
+        let last = lost.last().map(|&(_, reason)| reason);
         for (index, reason) in lost.drain(..) {
             let egress_fault =
                 matches!(reason, DropReason::PortDown | DropReason::EgressFull | DropReason::EgressRejected);
@@ -298,6 +382,7 @@ impl Forwarder {
         if let Some(line) = self.line(to) {
             line.outgoing = packets;
         }
+        last
     }
 
     /// Counts and records a packet that goes no further.

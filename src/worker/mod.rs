@@ -17,9 +17,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
-pub use forwarder::{Event, Forwarder, LIMIT, QUANTUM, QueueId};
+pub use forwarder::{Event, Forwarder, LIMIT, ProbeEvent, QUANTUM, QueueId};
 use thread::{Command, Handle};
 
+use crate::drop_reason::DropReason;
 use crate::io::Queue;
 use crate::stats::{PortStats, WorkerStats};
 use crate::table::{PortId, Publisher};
@@ -148,6 +149,18 @@ impl Workers {
             tracing::error!(%error, port = %id, "can't take a port from the workers");
         }
         current
+    }
+
+    /// Sends packets of the control side through a tunnel, as they are, outer headers included, by the first worker's queue
+    /// for data. Says of each why it was not sent, if it was not.
+    ///
+    /// # Errors
+    /// [`WorkerError::Ended`] or [`WorkerError::Stuck`].
+    pub fn inject(&self, port: PortId, packets: Vec<Vec<u8>>) -> Result<Vec<Result<(), DropReason>>, WorkerError> {
+        let Some(first) = self.handles.first() else { return Err(WorkerError::Ended) };
+        let (results, injected) = crossbeam_channel::bounded(1);
+        first.ask(|done| Command::Inject { port, packets, results, done })?;
+        injected.try_recv().map_err(|_| WorkerError::Ended)
     }
 
     /// Closes every port, and waits for the threads to end.

@@ -14,13 +14,14 @@ use crate::io::memory::{Far, Kind, pair};
 use crate::io::{Readiness, TunnelError};
 use crate::packet::{Gso, Offload, Packet, PartialChecksum};
 use crate::stats::PortCounters;
-use crate::table::{Adjacency, Fib, GATEWAY_MAC, Mac, Path, Peer, Port, PortKind, Rewrite, Tables};
+use crate::table::{Adjacency, Fib, GATEWAY_MAC, Mac, Path, Peer, Port, PortKind, Rewrite, Tables, Transport};
 use crate::wire::checksum;
+use crate::wire::probe::{self, Probe};
 
-const A: PortId = PortId(2);
-const B: PortId = PortId(3);
+const A: PortId = PortId(3);
+const B: PortId = PortId(4);
 /// In the tables, but without a queue.
-const C: PortId = PortId(4);
+const C: PortId = PortId(5);
 const A_IP: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
 const B_IP: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
 const C_IP: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 3);
@@ -47,6 +48,7 @@ fn tables() -> Tables {
     let ports = vec![
         Some(device("tunnel", PortKind::Tunnel)),
         Some(device("tapir0", PortKind::Host)),
+        Some(device("tunnel-udp", PortKind::Tunnel)),
         Some(pod(A, A_IP)),
         Some(pod(B, B_IP)),
         Some(pod(C, C_IP)),
@@ -154,8 +156,8 @@ impl Node {
         let notify = move |event| sender.send(event).expect("the test listens");
         let mut forwarder = Forwarder::new(publisher, stats.clone(), notify);
         let mut ports = Vec::new();
-        for id in [PortId::TUNNEL, PortId::HOST, A, B] {
-            let kind = if id == PortId::TUNNEL { Kind::Tunnel { mtu: MTU.into() } } else { Kind::Whole };
+        for id in [PortId::TUNNEL, PortId::HOST, PortId::TUNNEL_UDP, A, B] {
+            let kind = if id.is_tunnel() { Kind::Tunnel { mtu: MTU.into() } } else { Kind::Whole };
             let (queue, far) = pair(kind).expect("descriptors");
             let counters = Arc::new(PortCounters::default());
             forwarder.add(id, vec![Box::new(queue)], counters.clone());
@@ -196,7 +198,8 @@ impl Node {
     fn check_books(&self) {
         let over_ports = |what: fn(&PortCounters) -> u64| self.ports.iter().map(|(_, _, c)| what(c)).sum::<u64>();
         let dropped: u64 = self.stats.drops.iter().map(crate::stats::Counter::get).sum();
-        assert_eq!(self.stats.received.get() + self.stats.originated.get(), self.stats.sent.get() + dropped);
+        let kept = self.stats.sent.get() + self.stats.heard.get() + dropped;
+        assert_eq!(self.stats.received.get() + self.stats.originated.get(), kept);
         assert_eq!(over_ports(|counters| counters.rx_packets.get()), self.stats.received.get());
         assert_eq!(over_ports(|counters| counters.tx_packets.get()), self.stats.sent.get());
         assert_eq!(over_ports(|counters| counters.answered.get()), self.stats.answered.get());
@@ -607,6 +610,130 @@ fn a_half_read_queue_is_read_on() {
     for _ in 0..40 {
         eventually(|| b[0].take());
     }
+}
+
+/// The peer's own address among its pods.
+const PEER_ROUTER: Ipv4Addr = Ipv4Addr::new(10, 1, 1, 254);
+
+/// A probe of the peer's as it arrives, or its reply.
+fn probe(transport: Transport, reply: bool, sequence: u16) -> Packet {
+    let mut bytes = probe::request(transport, PEER, NODE, PEER_ROUTER, ROUTER, 1000, 7, sequence);
+    let outer = bytes.len() - 1000;
+    if reply {
+        let probe = Probe { reply, ..Probe::read(&bytes[outer..]).expect("a probe") };
+        bytes.splice(outer.., probe.write());
+    }
+    Packet::copy_of(&bytes, outer)
+}
+
+#[test]
+fn probes_are_answered_by_the_way_they_came_and_told() {
+    for transport in [Transport::Ipip, Transport::Udp] {
+        let mut node = Node::new();
+        let port = PortId::tunnel(transport);
+        let outer = transport.overhead().into();
+        node.receive(port, probe(transport, false, 1));
+        node.receive(port, probe(transport, true, 2));
+        let told = ProbeEvent {
+            peer: PEER,
+            source: PEER_ROUTER,
+            transport,
+            asked: transport,
+            cookie: 7,
+            sequence: 1,
+            length: 1000,
+            reply: false,
+        };
+        for expected in [told, ProbeEvent { sequence: 2, reply: true, ..told }] {
+            let event = node.events.try_recv().expect("an event");
+            assert!(matches!(event, Event::Probe(probe) if probe == expected), "{event:?}");
+        }
+        let sent = node.sent(port);
+        assert_eq!(sent.len(), 1);
+        assert_eq!(sent[0].bytes()[12..20], [NODE.octets(), PEER.octets()].concat());
+        let answer = Probe::read(&sent[0].bytes()[outer..]).expect("a probe");
+        assert_eq!((answer.source, answer.destination, answer.reply), (ROUTER, PEER_ROUTER, true));
+        assert!(node.sent(PortId::HOST).is_empty(), "the host sees nothing of it");
+        assert_eq!((node.stats.answered.get(), node.stats.heard.get()), (1, 1));
+        node.check_books();
+    }
+}
+
+#[test]
+fn no_flood_of_probes_is_told_whole() {
+    let mut node = Node::new();
+    let count = 3 * u64::from(LIMIT as u16);
+    for sequence in 0..count {
+        node.far(PortId::TUNNEL).deliver(probe(Transport::Ipip, sequence % 2 == 0, sequence as u16));
+    }
+    node.visit(PortId::TUNNEL);
+    let told = node.events.try_iter().count();
+    assert!((16..64).contains(&told), "{told} events");
+    assert_eq!(node.stats.answered.get() + node.stats.heard.get(), count);
+    node.check_books();
+}
+
+/// A probe that a pod sends, and one for a pod, are pings.
+#[test]
+fn only_what_comes_by_the_tunnel_for_this_node_is_a_probe() {
+    let mut node = Node::new();
+    for reply in [false, true] {
+        let from_pod = Probe {
+            source: A_IP,
+            destination: ROUTER,
+            reply,
+            ..Probe::read(probe(Transport::Ipip, false, 1).network()).expect("a probe")
+        };
+        node.receive(A, frame(A, &from_pod.write()));
+        assert_eq!(node.sent(PortId::HOST).len(), 1);
+        let to_pod = Probe { source: PEER_ROUTER, destination: A_IP, ..from_pod };
+        node.receive(PortId::TUNNEL, tunnelled(PEER, &to_pod.write()));
+        assert_eq!(node.sent(A).len(), 1);
+        let spoofed = Probe { source: NOBODY, destination: ROUTER, ..from_pod };
+        node.receive(PortId::TUNNEL, tunnelled(PEER, &spoofed.write()));
+        let unknown = Probe { source: PEER_ROUTER, destination: ROUTER, ..from_pod };
+        node.receive(PortId::TUNNEL, tunnelled(NOBODY, &unknown.write()));
+    }
+    assert_eq!(node.drops(), [(DropReason::UnknownPeer, 2), (DropReason::SpoofedTunnelSource, 2)]);
+    assert!(node.events.try_recv().is_err());
+    node.check_books();
+}
+
+#[test]
+fn what_the_control_side_injects_is_sent_and_counted() {
+    let mut node = Node::new();
+    let now = Duration::from_secs(1);
+    let request = |transport| probe::request(transport, NODE, PEER, ROUTER, PEER_ROUTER, 1000, 7, 1);
+    for transport in [Transport::Ipip, Transport::Udp] {
+        let port = PortId::tunnel(transport);
+        assert_eq!(node.forwarder.inject(port, &request(transport), now), Ok(()));
+        let sent = node.sent(port);
+        assert_eq!(sent.len(), 1);
+        assert_eq!(sent[0].bytes()[transport.overhead().into()..], request(transport)[transport.overhead().into()..]);
+        assert_eq!(node.counters(port).tx_packets.get(), 1);
+    }
+    assert_eq!(node.stats.originated.get(), 2);
+    node.far(PortId::TUNNEL).set_room(0);
+    assert_eq!(node.forwarder.inject(PortId::TUNNEL, &request(Transport::Ipip), now), Err(DropReason::EgressFull));
+    let other = node.forwarder.inject(PortId::TUNNEL, &request(Transport::Udp), now);
+    assert_eq!(other, Err(DropReason::MalformedTunnel));
+    assert_eq!(node.forwarder.inject(PortId::TUNNEL, &[0x45; 70_000], now), Err(DropReason::MalformedTunnel));
+    node.check_books();
+    node.forwarder.remove(PortId::TUNNEL);
+    assert_eq!(node.forwarder.inject(PortId::TUNNEL, &request(Transport::Ipip), now), Err(DropReason::PortDown));
+}
+
+#[test]
+fn workers_inject() {
+    let (mut workers, ..) = spawn_with_pods(2);
+    let request = probe::request(Transport::Ipip, NODE, PEER, ROUTER, PEER_ROUTER, 1000, 7, 1);
+    let absent = workers.inject(PortId::TUNNEL, vec![request.clone()]).expect("alive");
+    assert_eq!(absent, [Err(DropReason::PortDown)]);
+    let (queues, far) = device(4);
+    workers.add_port(PortId::TUNNEL, queues, &mut PortStats::default()).expect("added");
+    let sent = workers.inject(PortId::TUNNEL, vec![request.clone(), vec![], request]).expect("alive");
+    assert_eq!(sent, [Ok(()), Err(DropReason::MalformedTunnel), Ok(())]);
+    assert_eq!(far.iter().map(|far| std::iter::from_fn(|| far.take()).count()).sum::<usize>(), 2);
 }
 
 #[test]

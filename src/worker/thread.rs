@@ -20,6 +20,7 @@ use rustix::io::Errno;
 
 use super::forwarder::{Event, Forwarder, QueueId};
 use super::{PATIENCE, WorkerError};
+use crate::drop_reason::DropReason;
 use crate::io::Queue;
 use crate::stats::{PortCounters, WorkerStats};
 use crate::table::{PortId, Publisher};
@@ -35,6 +36,7 @@ type Done = Sender<Result<(), WorkerError>>;
 pub(super) enum Command {
     AddPort { id: PortId, generation: u64, queues: Vec<Box<dyn Queue>>, counters: Arc<PortCounters>, done: Done },
     RemovePort { id: PortId, done: Done },
+    Inject { port: PortId, packets: Vec<Vec<u8>>, results: Sender<Vec<Result<(), DropReason>>>, done: Done },
     Stop { done: Done },
 }
 
@@ -152,6 +154,12 @@ impl Worker {
                 }
                 Command::RemovePort { id, done } => {
                     self.remove(id);
+                    done.send(Ok(()))
+                }
+                Command::Inject { port, packets, results, done } => {
+                    let now = self.start.elapsed();
+                    let sent = packets.iter().map(|packet| self.forwarder.inject(port, packet, now)).collect();
+                    let _ = results.send(sent);
                     done.send(Ok(()))
                 }
                 Command::Stop { done } => {

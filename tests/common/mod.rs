@@ -3,8 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::io;
-use std::net::IpAddr;
-use std::path::Path;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use tapir::control::{self, Desired, Endpoint, Event, Pool, Topology, Underlay, i
 use tapir::drop_reason::DropReason;
 use tapir::io::memory::{self, Far, Kind};
 use tapir::stats::{Counter, PortCounters, WorkerStats};
-use tapir::table::{PortId, Publisher};
+use tapir::table::{Adjacency, Fib, Path, PortId, Publisher, Rewrite, Tables};
 use tapir::worker::{Forwarder, QueueId};
 use tapir_cni::protocol::{AttachmentId, PodRef};
 
@@ -39,16 +38,17 @@ pub struct Node {
     pub forwarder: Forwarder,
     /// What it counts.
     pub stats: Arc<WorkerStats>,
-    /// The tunnel, the host, then the pods.
+    /// The tunnel, the host, the tunnel inside UDP, then the pods.
     pub ports: Vec<Port>,
     desired: Desired,
     publisher: Publisher,
+    by_udp: Vec<Ipv4Addr>,
 }
 
 impl Node {
     /// A node with the given `tapird.toml`, which must name its own address, and no pods.
     pub fn new(config: &str) -> Self {
-        let config = Config::parse(config, Path::new("tapird.toml")).expect("a good config");
+        let config = Config::parse(config, std::path::Path::new("tapird.toml")).expect("a good config");
         let address = config.node.address.expect("the config names the node's address");
         let underlay = Underlay {
             index: 2,
@@ -77,10 +77,12 @@ impl Node {
         let publisher = Publisher::default();
         let stats = Arc::new(WorkerStats::default());
         let forwarder = Forwarder::new(publisher.clone(), stats.clone(), |_| {});
-        let mut node = Self { forwarder, stats, ports: Vec::new(), desired, publisher };
-        let mtu = node.desired.tunnel_mtu().into();
+        let mut node = Self { forwarder, stats, ports: Vec::new(), desired, publisher, by_udp: Vec::new() };
+        let mtu = usize::from(node.desired.tunnel_mtu());
         node.add_port(PortId::TUNNEL, "tunnel".into(), Kind::Tunnel { mtu });
         node.add_port(PortId::HOST, "host".into(), Kind::Whole);
+        let mtu = mtu - 8;
+        node.add_port(PortId::TUNNEL_UDP, "tunnel-udp".into(), Kind::Tunnel { mtu });
         node.publish();
         node
     }
@@ -109,7 +111,24 @@ impl Node {
     }
 
     fn publish(&self) {
-        self.publisher.publish(control::compile(&self.desired));
+        let tables = control::compile(&self.desired);
+        let by_udp = |adjacency: &Adjacency| match (adjacency, tables.node) {
+            (Adjacency::Forward(path), Some(node)) => {
+                let peer = path.rewrite.outer_destination().filter(|peer| self.by_udp.contains(peer))?;
+                let (port, rewrite) = (PortId::TUNNEL_UDP, Rewrite::outer_udp(node, peer));
+                Some(Adjacency::Forward(Path { port, rewrite, mtu: path.mtu - 8 }))
+            }
+            _ => None,
+        };
+        let route = |(prefix, adjacency): (_, &Adjacency)| (prefix, by_udp(adjacency).unwrap_or(adjacency.clone()));
+        let fib = Fib::build(tables.fib.iter().map(route));
+        self.publisher.publish(Tables { fib, ..tables });
+    }
+
+    /// From here on reaches that peer inside UDP.
+    pub fn use_udp(&mut self, peer: Ipv4Addr) {
+        self.by_udp.push(peer);
+        self.publish();
     }
 
     /// The port called `name`.
@@ -136,7 +155,8 @@ impl Node {
         let of_ports =
             |counter: fn(&PortCounters) -> u64| self.ports.iter().map(|port| counter(&port.counters)).sum::<u64>();
         let dropped: u64 = self.stats.drops.iter().map(Counter::get).sum();
-        assert_eq!(self.stats.received.get() + self.stats.originated.get(), self.stats.sent.get() + dropped);
+        let kept = self.stats.sent.get() + self.stats.heard.get() + dropped;
+        assert_eq!(self.stats.received.get() + self.stats.originated.get(), kept);
         assert_eq!(self.stats.received.get(), of_ports(|port| port.rx_packets.get()));
         assert_eq!(self.stats.sent.get(), of_ports(|port| port.tx_packets.get()));
         assert_eq!(self.stats.answered.get(), of_ports(|port| port.answered.get()));

@@ -21,7 +21,7 @@ fn pods_come_talk_and_go() {
     assert_eq!(of_b, ["10.244.0.3".parse::<IpAddr>().unwrap(), "fd00:244:0:1::3".parse().unwrap()]);
 
     let row = node.endpoints().into_iter().find(|row| row.container_id == a.id.container_id).unwrap();
-    assert_eq!((row.state.as_str(), row.addresses, row.mtu, row.port), ("attached", of_a.clone(), 1480, 2));
+    assert_eq!((row.state.as_str(), row.addresses, row.mtu, row.port), ("attached", of_a.clone(), 1480, 3));
     assert_eq!((row.namespace.as_str(), row.mac.as_str()), ("default", "02:74:0a:f4:00:02"));
     let status = node.status();
     assert!(status.ready, "{:?}", status.problems);
@@ -122,13 +122,28 @@ fn an_add_that_makes_no_sense_changes_nothing() {
 }
 
 #[test]
+fn a_node_takes_a_block_of_its_pools_by_itself() {
+    if !privileged() {
+        return;
+    }
+    let node = Node::start("[network]\npools = [\"10.244.0.0/16\", \"fd00:244::/48\"]\n");
+    let pod = Container::new();
+    let addresses = pod.add(&node);
+    assert_eq!(addresses.len(), 2, "one of each family, or none");
+    let blocks: Vec<_> = node.ipam().blocks.iter().map(|block| block.cidr).collect();
+    assert_eq!(blocks.iter().map(|block| block.prefix_len()).collect::<Vec<_>>(), [26, 122]);
+    assert!(addresses.iter().all(|address| blocks.iter().any(|block| block.contains(address))));
+    assert!(node.namespace.pings(addresses[0]));
+}
+
+#[test]
 fn a_node_without_ranges_says_so() {
     if !privileged() {
         return;
     }
-    let node = Node::start("");
+    let node = Node::start("[network]\npools = [{ cidr = \"10.244.0.0/16\", disabled = true }]\n");
     let refusal = Container::new().refused(&node, |_| {});
-    assert_eq!((refusal.code, refusal.details.as_str()), (7, "set network.node_cidrs in tapird.toml"));
+    assert_eq!((refusal.code, refusal.message.as_str()), (7, "this node has no addresses to give"));
     assert_eq!(node.ask(&Request::Ready { delegated: false }).unwrap_err().code, code::NOT_AVAILABLE);
     node.ask(&Request::Ready { delegated: true }).expect("addresses come from elsewhere");
 }
@@ -235,7 +250,7 @@ fn many_adds_at_once_share_no_address() {
     addresses.dedup();
     assert_eq!(addresses.len(), 2 * pods.len());
     let ports: std::collections::BTreeSet<u32> = node.endpoints().iter().map(|row| row.port).collect();
-    assert_eq!(ports, (2..2 + pods.len() as u32).collect());
+    assert_eq!(ports, (3..3 + pods.len() as u32).collect());
     std::thread::scope(|scope| {
         for pod in &pods {
             scope.spawn(|| node.del(&pod.id).unwrap());

@@ -3,7 +3,7 @@
 use tapir::api::types::{Drops, Route};
 use tapir_cni::protocol::Request;
 
-use crate::node::{Container, Node, eventually, privileged, switch};
+use crate::node::{Container, Namespace, Node, eventually, privileged, switch};
 
 fn network(own: u8, other: u8) -> String {
     format!(
@@ -63,9 +63,54 @@ fn nodes_find_each_other() {
 
     second.kill();
     eventually("the peer is down", || first.peers()[0].state == "down");
+    let down = &first.peers()[0];
+    assert!(!down.cause.is_empty() && down.loss > 0.0 && down.last_seen.is_some(), "{down:?}");
     second.restart();
     eventually("the peer is up again", || first.peers()[0].state == "up");
     drop(switch);
+}
+
+/// Two nodes that have found each other, with `transport` and what more their configs say.
+fn pair(more: &str) -> (Node, Node, Namespace) {
+    let mut first = Node::new("172.31.0.1", &(network(1, 2) + more));
+    let mut second = Node::new("172.31.0.2", &(network(2, 1) + more));
+    let switch = switch(&[&first, &second]);
+    first.restart();
+    second.restart();
+    for node in [&first, &second] {
+        eventually("the peer is up", || node.peers()[0].state == "up");
+    }
+    (first, second, switch)
+}
+
+#[test]
+fn a_path_inside_udp_is_probed() {
+    if !privileged() {
+        return;
+    }
+    let (first, second, _switch) = pair("[underlay]\ntransport = \"udp\"\n");
+    let peer = &first.peers()[0];
+    assert_eq!((peer.encapsulation.as_str(), peer.mtu, peer.cause.as_str()), ("udp", 1472, ""));
+    let (a, b) = (Container::new(), Container::new());
+    let (of_a, of_b) = (a.add(&first), b.add(&second));
+    assert!(a.namespace.pings(of_b[0]) && b.namespace.pings(of_a[0]));
+}
+
+#[test]
+fn a_narrow_path_is_measured() {
+    if !privileged() {
+        return;
+    }
+    let (mut first, _second, switch) = pair("");
+    // A port drops what is larger without a word, but for the four bytes that a VLAN's tag may take.
+    switch.ip("link set port0 mtu 1400");
+    // What is up is measured every ten minutes; what comes up, at once.
+    first.restart();
+    eventually("the path is measured", || first.peers()[0].mtu < 1480);
+    let peer = &first.peers()[0];
+    let outer = peer.mtu + 20;
+    assert!((1400..=1404).contains(&outer) && peer.state == "up", "{peer:?}");
+    assert!(peer.cause.starts_with(&format!("path MTU {outer}, expected 1500")), "{peer:?}");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use tapir::stats::PortStats;
 use tapir::sys::tap::{Layer, open_queue};
 use tapir::table::{
     Adjacency, Fib, GATEWAY_V4, GATEWAY_V6, Mac, Path, Peer, Port, PortId, PortKind, Publisher, Rewrite, Tables,
+    Transport,
 };
 use tapir::worker::Workers;
 
@@ -55,23 +56,35 @@ impl Node {
 
     /// Attaches the pods, and a tunnel of the node with that address.
     pub fn with_tunnel(pods: &[&Pod], tunnel: Option<(Box<dyn Queue>, Ipv4Addr)>, remotes: &[Remote]) -> Self {
+        Self::over(Transport::Ipip, pods, tunnel, remotes)
+    }
+
+    /// Attaches the pods, and a tunnel by that transport.
+    pub fn over(
+        transport: Transport,
+        pods: &[&Pod],
+        tunnel: Option<(Box<dyn Queue>, Ipv4Addr)>,
+        remotes: &[Remote],
+    ) -> Self {
+        let id = PortId::tunnel(transport);
+        let mtu = MTU + 20 - transport.overhead();
         let publisher = Publisher::default();
         let workers = Workers::spawn(1, &publisher, || |_| {}).expect("a thread");
         let mut tables = Tables { router_v4: Some(Ipv4Addr::new(10, 1, 0, 254)), ..Tables::default() };
         let mut node = Self { workers, counters: Vec::new(), publisher, routes: Vec::new() };
-        tables.ports = vec![None, None];
-        node.counters.resize_with(2, PortStats::default);
+        tables.ports = vec![None; PortId::FIRST_POD.index()];
+        node.counters.resize_with(tables.ports.len(), PortStats::default);
         if let Some((tunnel, address)) = tunnel {
-            node.workers.add_port(PortId::TUNNEL, vec![tunnel], &mut node.counters[0]).expect("added");
+            node.workers.add_port(id, vec![tunnel], &mut node.counters[id.index()]).expect("added");
             tables.node = Some(address);
-            tables.ports[0] = Some(Port { name: "tunnel".into(), kind: PortKind::Tunnel, mtu: MTU });
+            tables.ports[id.index()] = Some(Port { name: "tunnel".into(), kind: PortKind::Tunnel, mtu });
             for &(peer, number) in remotes {
                 tables.peers.push(Peer { address: peer });
                 for (prefix, ipv6) in
                     [(format!("10.1.{number}.0/24"), false), (format!("fd00:0:0:{number}::/64"), true)]
                 {
-                    let rewrite = Rewrite::outer(address, peer, ipv6);
-                    let path = Path { port: PortId::TUNNEL, rewrite, mtu: MTU };
+                    let rewrite = Rewrite::to_node(transport, address, peer, ipv6);
+                    let path = Path { port: id, rewrite, mtu };
                     node.routes.push((prefix.parse().expect("a prefix"), Adjacency::Forward(path)));
                 }
             }

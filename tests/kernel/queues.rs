@@ -9,6 +9,7 @@ use tapir::io::tunnel_raw::{Share, TunnelRaw};
 use tapir::io::{Queue, Readiness, TunnelError};
 use tapir::packet::{Gso, Offload, Packet, PartialChecksum, Pool};
 use tapir::sys::tap::{Layer, open_queue};
+use tapir::table::PortId;
 
 use crate::namespace::{Namespace, join, privileged, readable};
 use crate::node::{MTU, Node, Pod, transfer};
@@ -28,7 +29,7 @@ fn pods_of_one_node_exchange_super_frames() {
     let node = Node::new(&[&a, &b], None, &[]);
     transfer(&a, &b, IpAddr::V4(b.v4), MEGABYTES);
     transfer(&a, &b, IpAddr::V6(b.v6), MEGABYTES);
-    let sender = &node.counters[2];
+    let sender = &node.counters[PortId::FIRST_POD.index()];
     let average = sender.sum(|one| one.rx_bytes.get()) / sender.sum(|one| one.rx_packets.get());
     assert!(average > 3 * u64::from(MTU), "{average} bytes a packet: cut on the way");
 }

@@ -103,7 +103,9 @@ impl IpamError {
     /// What to do about it.
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::NoRanges => "set network.node_cidrs in tapird.toml",
+            Self::NoRanges => {
+                "tapirctl status tells what is wrong; network.pools, or network.node_cidrs, say what there is"
+            }
             Self::Exhausted { .. } => "add a range to network.node_cidrs, or run fewer pods on this node",
             Self::Cooling { .. } | Self::Recent { .. } => "try again then, or add a range to network.node_cidrs",
             Self::Disjoint { .. } => "compare runtimeConfig.ipRanges with network.node_cidrs",

@@ -37,6 +37,7 @@ fn a_row_of_segments_is_the_super_frame_they_were_cut_from() {
         Template { v6: true, payload: payload(2_900), ..Default::default() },
         Template { v6: true, ip_options: extension, payload: payload(30_000), ..Default::default() },
         Template { link: outer(), payload: payload(65_000), seq: u32::MAX - 5, id: 65_530, ..Default::default() },
+        Template { link: outer_udp(), payload: payload(30_000), flags: 0x18, ..Default::default() },
         Template { link: vec![0xee; 14], v6: true, payload: payload(9_999), flags: 0x18, ..Default::default() },
     ] {
         let row = template.wire(1_440).iter().map(|bytes| Packet::copy_of(bytes, template.link.len())).collect();
@@ -84,6 +85,10 @@ fn what_differs_stays_apart() {
     assert_eq!(joined_with(&template, |t| t.link[1] = 3), 3, "congestion experienced on the underlay");
     assert_eq!(joined_with(&template, |t| t.link[15] += 1), 3, "another node");
     assert_eq!(joined_with(&template, |t| t.link[4] += 1), 1, "outer identifications don't matter");
+    let inside_udp = Template { link: outer_udp(), ..template.clone() };
+    assert_eq!(joined_with(&inside_udp, |t| t.link[27] += 1), 1, "UDP checksums are not looked at");
+    assert!(joined_with(&inside_udp, |t| t.link[21] += 1) > 1, "another source port");
+    assert!(joined_with(&inside_udp, |t| t.link = outer()) > 1, "another transport");
     for flag in [0x01, 0x02, 0x04, 0x20, 0x40, 0x80] {
         assert_eq!(joined_with(&template, |t| t.flags |= flag), 3, "flag {flag:#x}");
     }

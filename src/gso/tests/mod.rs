@@ -156,10 +156,10 @@ impl Template {
         transport[field..field + 2].copy_from_slice(&sum.to_be_bytes());
         let ip = self.ip_bytes(transport.len());
         let mut link = self.link.clone();
-        if link.len() == 20 {
-            link[2..4].copy_from_slice(&((20 + ip.len() + transport.len()) as u16).to_be_bytes());
-            let sum = util::checksum(&link, 5);
-            link[10..12].copy_from_slice(&sum.to_be_bytes());
+        if matches!(link.len(), 20 | 28) {
+            let total = (link.len() + ip.len() + transport.len()) as u16;
+            link[2..4].copy_from_slice(&total.to_be_bytes());
+            finish_outer(&mut link, total);
         }
         [link, ip, transport].concat()
     }
@@ -226,12 +226,21 @@ fn transport_checksum(v6: bool, (source, destination): &(Vec<u8>, Vec<u8>), prot
 /// A segment's bytes on the wire, the outer header finished as the tunnel does it.
 fn wire(packet: &Packet, segment: &Segment) -> Vec<u8> {
     let mut bytes = [&segment.header, &packet.bytes()[segment.payload.clone()]].concat();
-    if packet.link().len() == 20 {
-        bytes[10..12].fill(0);
-        let sum = util::checksum(&bytes[..20], 5);
-        bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+    if matches!(packet.link().len(), 20 | 28) {
+        let total = bytes.len() as u16;
+        finish_outer(&mut bytes, total);
     }
     bytes
+}
+
+/// Fills in the outer checksum, and of UDP the length.
+fn finish_outer(bytes: &mut [u8], total: u16) {
+    bytes[10..12].fill(0);
+    let sum = util::checksum(&bytes[..20], 5);
+    bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+    if bytes[9] == 17 {
+        bytes[24..26].copy_from_slice(&(total - 20).to_be_bytes());
+    }
 }
 
 fn payload(length: usize) -> Vec<u8> {
@@ -245,8 +254,15 @@ fn outer() -> Vec<u8> {
     header.to_vec()
 }
 
+fn outer_udp() -> Vec<u8> {
+    let Rewrite::OuterUdp(header) = Rewrite::outer_udp([172, 31, 0, 1].into(), [172, 31, 0, 2].into()) else {
+        unreachable!("outer_udp makes an outer header")
+    };
+    [&header[..], &[0xc3, 0x50, 0x15, 0xb3, 0, 0, 0, 0]].concat()
+}
+
 fn links() -> impl Strategy<Value = Vec<u8>> {
-    prop_oneof![Just(Vec::new()), Just(vec![0xee; 14]), Just(outer())]
+    prop_oneof![Just(Vec::new()), Just(vec![0xee; 14]), Just(outer()), Just(outer_udp())]
 }
 
 /// Packets of both families and protocols, with and without options.

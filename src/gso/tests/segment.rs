@@ -52,6 +52,7 @@ fn golden_segments() {
         ),
         ("v4 options", Template { ip_options: vec![1; 40], payload: payload(5_000), ..Default::default() }, 1_400),
         ("tunnel", Template { link: outer(), payload: payload(5_000), ..Default::default() }, 1_460),
+        ("tunnel inside UDP", Template { link: outer_udp(), payload: payload(5_000), ..Default::default() }, 1_432),
         ("udp", Template { udp: true, payload: payload(5_001), ..Default::default() }, 1_200),
         (
             "udp v6 in a tunnel",

@@ -166,13 +166,27 @@ impl Store for Etcd {
     async fn announce(&self, name: &str, value: &str, ttl: Duration) -> Result<Lease, StoreError> {
         let path = self.path(&Key::new(Kind::Alive, name));
         let seconds = ttl.as_secs().max(1).cast_signed();
-        let announce = async move |client: Client| {
-            let grant = client.lease_client().grant(seconds, None::<LeaseGrantOptions>).await?;
-            kv(&client).put(path, value, Some(PutOptions::new().with_lease(grant.id()))).await?;
-            Ok::<_, Error>(grant)
-        };
-        let grant = self.connection.call("announce", true, |client| announce.clone()(client)).await;
-        let grant = grant.map_err(|failure| failure.error)?;
+        let grant = self.connection.call("announce", true, |client| async move {
+            client.lease_client().grant(seconds, None::<LeaseGrantOptions>).await
+        });
+        let grant = grant.await.map_err(|failure| failure.error)?;
+        let absent = Compare::create_revision(path.clone(), CompareOp::Equal, 0);
+        let same = Compare::value(path.clone(), CompareOp::Equal, value);
+        let mut other = String::new();
+        for condition in [absent, same] {
+            let put = TxnOp::put(path.clone(), value, Some(PutOptions::new().with_lease(grant.id())));
+            let txn = Txn::new().when([condition]).and_then([put]).or_else([TxnOp::get(path.clone(), None)]);
+            let response = self.transact("announce", true, txn).await.map_err(|failure| failure.error)?;
+            if response.succeeded() {
+                other.clear();
+                break;
+            }
+            other = found(&response).unwrap_or_default();
+        }
+        if !other.is_empty() {
+            // The lease has no entry, and ends by itself.
+            return Err(StoreError::Taken { key: Key::new(Kind::Alive, name).to_string(), value: other });
+        }
         let ttl = Duration::from_secs(grant.ttl().unsigned_abs());
         Ok(Lease { name: name.to_owned(), id: grant.id().cast_unsigned(), ttl })
     }
@@ -272,4 +286,12 @@ fn key_of(prefix: &str, kv: &KeyValue) -> Option<Key> {
 fn entry(prefix: &str, kv: &KeyValue) -> Option<Entry> {
     let value = String::from_utf8_lossy(kv.value()).into_owned();
     Some(Entry { key: key_of(prefix, kv)?, value, revision: kv.mod_revision().unsigned_abs() })
+}
+
+/// The value that a transaction read instead.
+fn found(response: &TxnResponse) -> Option<String> {
+    response.op_responses().into_iter().find_map(|response| match response {
+        TxnOpResponse::Get(got) => got.kvs().first().map(|kv| String::from_utf8_lossy(kv.value()).into_owned()),
+        _ => None,
+    })
 }

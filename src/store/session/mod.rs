@@ -59,6 +59,11 @@ pub enum Update {
         /// Why it is unknown, when that is known.
         error: Option<StoreError>,
     },
+    /// The entry that says this node's daemon runs is there, or somebody else's is: then it is tried again.
+    Announced {
+        /// What another daemon has announced under this node's name.
+        other: Option<String>,
+    },
     /// The store can't be followed. Told again when the reason changes.
     Down {
         /// Why.
@@ -105,9 +110,10 @@ impl Session {
         let (requests, asked) = mpsc::unbounded_channel();
         let alive = watch::Sender::new(None);
         let mut tasks = JoinSet::new();
+        let told = updates.clone();
         tasks.spawn(follow(Arc::clone(&store), updates.clone()));
         tasks.spawn(answer(Arc::clone(&store), asked, updates));
-        let keeper = tokio::spawn(keep_alive(store, alive.subscribe()));
+        let keeper = tokio::spawn(keep_alive(store, alive.subscribe(), told));
         (Self { requests, alive, keeper, _tasks: tasks }, receiver)
     }
 
@@ -308,7 +314,11 @@ async fn answer<S: Store>(
 }
 
 /// Keeps the node's entry as it is wanted; ends when nobody can want anything any more.
-async fn keep_alive<S: Store>(store: Arc<S>, mut wanted: watch::Receiver<Option<Alive>>) {
+async fn keep_alive<S: Store>(
+    store: Arc<S>,
+    mut wanted: watch::Receiver<Option<Alive>>,
+    updates: mpsc::Sender<Update>,
+) {
     let mut held: Option<(Alive, Lease)> = None;
     let mut backoff = Backoff::default();
     loop {
@@ -326,7 +336,20 @@ async fn keep_alive<S: Store>(store: Arc<S>, mut wanted: watch::Receiver<Option<
         };
         let renewed = match &held {
             Some((alive, lease)) if *alive == want => store.renew(lease).await,
-            _ => announce(&*store, &want, &mut held).await,
+            _ => {
+                let announced = announce(&*store, &want, &mut held).await;
+                let told = match &announced {
+                    Ok(()) => updates.send(Update::Announced { other: None }).await,
+                    Err(StoreError::Taken { value, .. }) => {
+                        updates.send(Update::Announced { other: Some(value.clone()) }).await
+                    }
+                    Err(_) => Ok(()),
+                };
+                if told.is_err() {
+                    return;
+                }
+                announced
+            }
         };
         let third = held.as_ref().map_or(want.ttl, |(_, lease)| lease.ttl) / 3;
         let wait = match renewed {
@@ -350,8 +373,12 @@ async fn keep_alive<S: Store>(store: Arc<S>, mut wanted: watch::Receiver<Option<
     }
 }
 
-/// Announces anew, and lets go of the lease before.
+/// Announces anew. What was announced before is taken back first where it says something else under the same name, else
+/// afterwards: others are not to see this daemon gone.
 async fn announce<S: Store>(store: &S, want: &Alive, held: &mut Option<(Alive, Lease)>) -> Result<(), StoreError> {
+    if let Some((_, before)) = held.take_if(|(alive, _)| alive.name == want.name && alive.value != want.value) {
+        store.withdraw(&before).await?;
+    }
     let lease = store.announce(&want.name, &want.value, want.ttl).await?;
     if let Some((_, before)) = held.replace((want.clone(), lease)) {
         // Its entry is the new lease's now; or it bears another name and goes, now or when the lease ends.
