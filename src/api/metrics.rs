@@ -1,5 +1,6 @@
 //! What Prometheus scrapes: a snapshot of the node, in the OpenMetrics text format.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use prometheus_client::collector::Collector;
@@ -27,6 +28,8 @@ pub struct Snapshot {
     pub drops: Drops,
     /// Every port.
     pub ports: Vec<Port>,
+    /// What checks of the addresses keep finding, by code.
+    pub violations: BTreeMap<&'static str, u64>,
 }
 
 /// One port.
@@ -102,6 +105,10 @@ impl Collector for Snapshot {
         let used = blocks().map(|block| (block.cidr.to_string(), block.used as f64));
         writer.gauges("ipam_range_used", "Addresses in use of a range of this node", None, used, |(cidr, used)| {
             (vec![("cidr", cidr.as_str())], *used)
+        })?;
+        let help = "What checks of the addresses keep finding; tapirctl ipam check says what to do";
+        writer.gauges("ipam_violations", help, None, &self.violations, |(code, count)| {
+            (vec![("code", *code)], **count as f64)
         })?;
         let cooling = [self.ipam.cooling.len() as f64];
         let help = "Addresses given back too recently to be handed out";

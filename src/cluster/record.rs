@@ -131,6 +131,13 @@ pub struct Use {
     /// The Kubernetes pod.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub pod: String,
+    /// Another IPAM plugin has chosen the address: it may be outside of the node's blocks.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub delegated: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// `usage/NAME`: which pods of a node have which addresses, as the node last told.

@@ -73,7 +73,8 @@ impl Findings<'_> {
         }
         // Its blocks are freed before what is told of its pods.
         let leaving = snapshot.nodes.get(node).is_none_or(|stored| stored.record.leaving);
-        if leaving || snapshot.may_use(node, address) {
+        let delegated = user.pod.is_some_and(|pod| pod.delegated);
+        if leaving || delegated || snapshot.may_use(node, address) {
             return;
         }
         let owner = match snapshot.block_of(address) {
