@@ -49,6 +49,8 @@ install_missing() {
 # What building needs.
 need_to_build() {
   need cc gcc # the linker of the Rust toolchain; brings libc6-dev, whose libc.a makes the plugin static
+  need protoc protobuf-compiler # reads etcd's interface, with the files that it includes
+  [[ -e /usr/include/google/protobuf/descriptor.proto ]] || missing_packages+=(libprotobuf-dev)
   command -v cargo >/dev/null || die "Rust is missing: see https://rustup.rs, then run this again"
 }
 

@@ -157,11 +157,40 @@ impl Transport {
 }
 
 /// Where cluster state lives.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Store {
     /// Which.
     pub kind: StoreKind,
+    /// etcd's servers, `http://HOST:PORT` or `https://HOST:PORT`.
+    pub endpoints: Vec<String>,
+    /// What every key in etcd begins with.
+    pub prefix: String,
+    /// The authority that signed the servers' certificates, PEM; defaults to the system's.
+    pub ca: Option<PathBuf>,
+    /// This node's certificate for etcd, PEM.
+    pub cert: Option<PathBuf>,
+    /// The key to it.
+    pub key: Option<PathBuf>,
+    /// The user in etcd.
+    pub username: Option<String>,
+    /// The file that holds the user's password.
+    pub password_file: Option<PathBuf>,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            kind: StoreKind::Embedded,
+            endpoints: Vec::new(),
+            prefix: "/tapir/v1".into(),
+            ca: None,
+            cert: None,
+            key: None,
+            username: None,
+            password_file: None,
+        }
+    }
 }
 
 /// Which store.
@@ -171,6 +200,8 @@ pub enum StoreKind {
     /// This file, and the state directory.
     #[default]
     Embedded,
+    /// An etcd cluster, version 3.4 or later.
+    Etcd,
 }
 
 /// Another node, written down by hand.

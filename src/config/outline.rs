@@ -12,18 +12,10 @@ const LATER_KEYS: &[&str] = &[
     "network.service_cidrs",
     "network.services",
     "network.services_dir",
-    "store.ca",
-    "store.cert",
-    "store.endpoints",
-    "store.key",
     "store.kubeconfig",
-    "store.password_file",
-    "store.prefix",
-    "store.username",
 ];
 /// Values of later versions.
-const LATER_VALUES: &[(&str, &str)] =
-    &[("network.ipam", "podcidr"), ("store.kind", "etcd"), ("store.kind", "kubernetes")];
+const LATER_VALUES: &[(&str, &str)] = &[("network.ipam", "podcidr"), ("store.kind", "kubernetes")];
 
 /// The keys of a file, in order.
 #[derive(Debug)]

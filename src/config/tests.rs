@@ -163,7 +163,8 @@ fn what_later_versions_have_is_named_as_such() {
         ("[network]\nservices = \"off\"\n", "t.toml:2: network.services: not in this version of tapir; remove it"),
         ("[bgp]\nenabled = false\n", "t.toml:1: bgp: not in this version of tapir; remove it"),
         ("[[bgp.peer]]\naddress = \"1.1.1.1\"\n", "t.toml:1: bgp.peer[0]: not in this version of tapir; remove it"),
-        ("[store]\nkind = \"etcd\"\n", "t.toml:2: store.kind: \"etcd\" is not in this version of tapir"),
+        ("[store]\nkind = \"kubernetes\"\n", "t.toml:2: store.kind: \"kubernetes\" is not in this version of tapir"),
+        ("[store]\nkubeconfig = \"\"\n", "t.toml:2: store.kubeconfig: not in this version of tapir; remove it"),
         (
             "[underlay]\ntransport = \"tcp\"\n",
             "t.toml:2: underlay.transport: unknown variant `tcp`, expected one of `ipip`, `udp`, `auto`",
@@ -303,4 +304,71 @@ fn what_cannot_be_meant_is_refused() {
 fn a_missing_file_is_named() {
     let error = Config::load(Path::new("/nonexistent/t.toml")).unwrap_err();
     assert_eq!(error.to_string(), "/nonexistent/t.toml: No such file or directory (os error 2)");
+}
+
+#[test]
+fn an_etcd_store_is_read() {
+    let text = r#"
+        [store]
+        kind = "etcd"
+        endpoints = ["https://etcd-1.example:2379", "http://[::1]:2379", "http://127.0.0.1:2379"]
+        prefix = "/clusters/a"
+        ca = "/etc/tapir/ca.pem"
+        cert = "/etc/tapir/cert.pem"
+        key = "/etc/tapir/key.pem"
+        username = "tapir"
+        password_file = "/etc/tapir/password"
+    "#;
+    let store = Config::parse(text, Path::new("t.toml")).unwrap().store;
+    assert_eq!((store.kind, store.endpoints.len(), store.prefix.as_str()), (StoreKind::Etcd, 3, "/clusters/a"));
+    let minimal = "[store]\nkind = \"etcd\"\nendpoints = [\"http://127.0.0.1:2379\"]\n";
+    assert_eq!(Config::parse(minimal, Path::new("t.toml")).unwrap().store.prefix, "/tapir/v1");
+}
+
+#[test]
+fn a_store_that_cannot_be_meant_is_refused() {
+    let etcd = |more: &str| error(&format!("[store]\nkind = \"etcd\"\nendpoints = [\"http://e:2379\"]\n{more}\n"));
+    let tls = |more: &str| error(&format!("[store]\nkind = \"etcd\"\nendpoints = [\"https://e:2379\"]\n{more}\n"));
+    for (found, message) in [
+        (
+            error("[store]\nkind = \"etcd\"\n"),
+            "1: store.endpoints: at least one is needed, like \"http://127.0.0.1:2379\"",
+        ),
+        (
+            error("[store]\nendpoints = [\"http://e:2379\"]\n"),
+            "2: store.endpoints: means something only with store.kind = \"etcd\"",
+        ),
+        (error("[store]\nprefix = \"/x\"\n"), "2: store.prefix: means something only with store.kind = \"etcd\""),
+        (etcd("prefix = \"/tapir/\""), "4: store.prefix: \"/tapir/\" is not like /tapir/v1"),
+        (etcd("prefix = \"tapir\""), "4: store.prefix: \"tapir\" is not like /tapir/v1"),
+        (etcd("prefix = \"\""), "4: store.prefix: \"\" is not like /tapir/v1"),
+        (etcd("ca = \"/ca\""), "4: store.ca: is of no use without an endpoint that begins with https://"),
+        (tls("ca = \"ca\""), "4: store.ca: ca is not an absolute path"),
+        (tls("cert = \"/c\""), "4: store.cert: needs store.key beside it"),
+        (tls("key = \"/k\""), "4: store.key: needs store.cert beside it"),
+        (etcd("username = \"u\""), "4: store.username: needs store.password_file beside it"),
+        (etcd("password_file = \"/p\""), "4: store.password_file: needs store.username beside it"),
+        (etcd("username = \"\"\npassword_file = \"/p\""), "4: store.username: is empty"),
+    ] {
+        assert_eq!(found, format!("t.toml:{message}"));
+    }
+    for endpoint in [
+        "e:2379",
+        "http://e",
+        "http://:2379",
+        "ftp://e:1",
+        "http://e:0",
+        "http://e:70000",
+        "http://e:1/x",
+        "http://[e]:1",
+        "http://a b:1",
+    ] {
+        let message = error(&format!("[store]\nkind = \"etcd\"\nendpoints = [{endpoint:?}]\n"));
+        assert_eq!(
+            message,
+            format!("t.toml:3: store.endpoints: {endpoint:?} is not like http://HOST:PORT or https://HOST:PORT")
+        );
+    }
+    let twice = error("[store]\nkind = \"etcd\"\nendpoints = [\"http://e:1\", \"http://e:1\"]\n");
+    assert_eq!(twice, "t.toml:3: store.endpoints: http://e:1 is named twice");
 }

@@ -1,13 +1,13 @@
 //! What a config must hold to be meant.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::path::Path;
 
 use ipnet::IpNet;
 
-use super::{Config, Peer};
+use super::{Config, Peer, Store, StoreKind};
 use crate::control::Encapsulation;
 
 /// The largest packet that fits into an IPv4 packet of the largest size.
@@ -27,6 +27,8 @@ const MAX_LABEL: usize = 63;
 const MAX_LABEL_KEY: usize = 253 + 1 + MAX_LABEL;
 /// `sun_path` holds this much and a final zero (`unix(7)`).
 const MAX_SOCKET_PATH: usize = 107;
+/// Keys that are longer tell nobody more, in bytes.
+const MAX_STORE_PREFIX: usize = 256;
 /// Ranges that no pod's address comes from.
 const RESERVED: &[&str] =
     &["0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/8", "fe80::/10", "ff00::/8"];
@@ -52,7 +54,62 @@ impl Config {
             .or_else(|| self.blocks_problem())
             .or_else(|| self.mtu_problem())
             .or_else(|| self.node_cidrs_problem())
+            .or_else(|| self.store_problem())
             .or_else(|| self.peers_problem())
+    }
+
+    fn store_problem(&self) -> Problem {
+        let store = &self.store;
+        let files =
+            [("ca", &store.ca), ("cert", &store.cert), ("key", &store.key), ("password_file", &store.password_file)];
+        let given = files.iter().filter(|(_, path)| path.is_some()).map(|(key, _)| *key);
+        let given = given.chain(store.username.iter().map(|_| "username"));
+        let given = given.chain((!store.endpoints.is_empty()).then_some("endpoints"));
+        let given: Vec<_> = given.chain((store.prefix != Store::default().prefix).then_some("prefix")).collect();
+        if store.kind == StoreKind::Embedded {
+            let key = given.first()?;
+            return at(&format!("store.{key}"), "means something only with store.kind = \"etcd\"".into());
+        }
+        if store.endpoints.is_empty() {
+            return at("store.endpoints", "at least one is needed, like \"http://127.0.0.1:2379\"".into());
+        }
+        for (index, endpoint) in store.endpoints.iter().enumerate() {
+            if !is_endpoint(endpoint) {
+                return at(
+                    "store.endpoints",
+                    format!("{endpoint:?} is not like http://HOST:PORT or https://HOST:PORT"),
+                );
+            }
+            if store.endpoints[..index].contains(endpoint) {
+                return at("store.endpoints", format!("{endpoint} is named twice"));
+            }
+        }
+        if !is_store_prefix(&store.prefix) {
+            return at("store.prefix", format!("{:?} is not like /tapir/v1", store.prefix));
+        }
+        for (key, path) in files.iter().filter_map(|(key, path)| path.as_ref().map(|path| (key, path))) {
+            if !path.is_absolute() {
+                return at(&format!("store.{key}"), format!("{} is not an absolute path", path.display()));
+            }
+        }
+        let https = store.endpoints.iter().any(|endpoint| endpoint.starts_with("https://"));
+        if let Some(key) = given.iter().find(|key| !https && ["ca", "cert", "key"].contains(key)) {
+            return at(&format!("store.{key}"), "is of no use without an endpoint that begins with https://".into());
+        }
+        let pairs = [
+            ("cert", store.cert.is_some(), "key", store.key.is_some()),
+            ("username", store.username.is_some(), "password_file", store.password_file.is_some()),
+        ];
+        for (one, has_one, other, has_other) in pairs {
+            if has_one != has_other {
+                let (there, missing) = if has_one { (one, other) } else { (other, one) };
+                return at(&format!("store.{there}"), format!("needs store.{missing} beside it"));
+            }
+        }
+        if store.username.as_ref().is_some_and(String::is_empty) {
+            return at("store.username", "is empty".into());
+        }
+        None
     }
 
     fn node_problem(&self) -> Problem {
@@ -263,6 +320,25 @@ fn underlay_problem(address: Ipv4Addr) -> Option<String> {
     let usable =
         !(address.is_unspecified() || address.is_loopback() || address.is_multicast() || address.is_broadcast());
     (!usable).then(|| format!("{address} can't be a node's address"))
+}
+
+/// A scheme, a host, a port, and nothing else.
+fn is_endpoint(text: &str) -> bool {
+    let Some(rest) = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://")) else { return false };
+    let Some((host, port)) = rest.rsplit_once(':') else { return false };
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    let ipv6 = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let host = match ipv6 {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.bytes().all(plain),
+    };
+    host && port.parse::<u16>().is_ok_and(|port| port > 0)
+}
+
+/// A path that begins with `/` and does not end with one.
+fn is_store_prefix(text: &str) -> bool {
+    let part = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_graphic());
+    text.len() <= MAX_STORE_PREFIX && text.strip_prefix('/').is_some_and(|rest| rest.split('/').all(part))
 }
 
 fn address_net(address: Ipv4Addr) -> IpNet {

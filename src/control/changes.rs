@@ -21,6 +21,8 @@ pub struct Changes {
     pub ports: BTreeSet<PortId>,
     /// Which other nodes there are.
     pub peers: bool,
+    /// [`Desired::kernel_routes`].
+    pub kernel: bool,
 }
 
 impl Desired {
@@ -31,14 +33,19 @@ impl Desired {
 
     /// Everything is to be worked out anew.
     pub(super) fn change_all(&mut self) {
-        self.changes = Changes { all: true, ..Changes::default() };
+        let had_direct = self.rib.has_direct();
         self.rib = Rib::of(self);
+        let kernel = self.changes.kernel || had_direct || self.rib.has_direct();
+        self.changes = Changes { all: true, kernel, ..Changes::default() };
     }
 
     /// Some routes are no more, and others, or the same, are there instead.
     pub(super) fn exchange(&mut self, before: &BTreeSet<Known>, after: &BTreeSet<Known>) {
         before.difference(after).for_each(|route| self.rib.remove(route));
         after.difference(before).for_each(|&route| self.rib.insert(route));
+        // What is no direct route matters where it lies in one.
+        let mut different = before.symmetric_difference(after);
+        self.changes.kernel |= different.any(|route| rib::leads_direct(route) || self.rib.is_in_direct(route.0));
         let prefixes = before.symmetric_difference(after).map(|&(prefix, _, _)| prefix).collect();
         self.change_prefixes(prefixes);
     }

@@ -14,6 +14,7 @@ mod compile;
 mod endpoint;
 pub mod health;
 pub mod ipam;
+mod kernel;
 pub mod mac;
 mod network;
 pub mod rib;
@@ -32,6 +33,7 @@ use rib::Rib;
 pub use changes::Changes;
 pub use compile::{compile, update};
 pub use endpoint::{Endpoint, Namespace};
+pub use kernel::KernelRoutes;
 pub use network::{Conflict, Encapsulation, Owner, Peer, Pool, Topology, Underlay};
 
 /// How long a path MTU that the underlay reported is believed (RFC 1191 §6.3).

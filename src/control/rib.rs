@@ -82,6 +82,12 @@ impl Rib {
         })
     }
 
+    /// Whether a prefix lies in that of a direct route.
+    pub fn is_in_direct(&self, prefix: IpNet) -> bool {
+        let direct = |around: IpNet| matches!(self.best(around), Some(NextHop::Direct(_)));
+        self.has_direct() && std::iter::successors(prefix.supernet(), IpNet::supernet).any(direct)
+    }
+
     pub fn has_direct(&self) -> bool {
         self.direct > 0
     }
@@ -95,7 +101,7 @@ impl Rib {
     }
 }
 
-fn leads_direct(&(_, _, next_hop): &Known) -> bool {
+pub(super) fn leads_direct(&(_, _, next_hop): &Known) -> bool {
     matches!(next_hop, NextHop::Direct(_))
 }
 

@@ -29,6 +29,7 @@ impl Daemon {
     pub(super) fn with_routes<T>(&mut self, look: impl FnOnce(Routes<'_>) -> T) -> T {
         let cluster = match self.config.store.kind {
             StoreKind::Embedded => "config",
+            StoreKind::Etcd => "store",
         };
         self.publish();
         look(Routes { desired: &self.desired, tables: &self.publisher.snapshot(), cluster })

@@ -4,12 +4,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use tokio::task::JoinError;
 
 use super::attachment::{Attachment, Outcome, Stage, tap};
 use super::{Daemon, PortError, Report, notify};
-use crate::control::{Event, MIN_MTU_V6, Namespace, Underlay};
+use crate::control::{Event, KernelRoutes, MIN_MTU_V6, Namespace, Underlay};
+use crate::host::routes::Direct;
 use crate::host::{HostError, clock, netns, pod, tapir0, underlay};
 use crate::io::tunnel_udp;
 use crate::sys::tap::Layer;
@@ -134,16 +134,25 @@ impl Daemon {
         });
     }
 
-    /// What `tapir0` should be: the way to the pools, and to pods outside of them, whose addresses another IPAM plugin
-    /// has chosen.
+    /// What `tapir0` should be, and the host's routes to pods.
     pub(super) fn wanted_host(&self) -> tapir0::Wanted {
-        let mut routes: Vec<IpNet> = self.desired.topology().pools.iter().map(|pool| pool.cidr).collect();
-        for address in self.desired.endpoints().flat_map(|endpoint| &endpoint.addresses) {
-            if !routes.iter().any(|prefix| prefix.contains(address)) {
-                routes.push(IpNet::from(*address));
-            }
+        let KernelRoutes { through, direct } = self.desired.kernel_routes();
+        let underlay = self.desired.underlay();
+        tapir0::Wanted {
+            addresses: self.ipam.own().to_vec(),
+            mtu: self.desired.pod_mtu(),
+            routes: through,
+            direct: Direct { link: underlay.index, subnet: underlay.subnet, routes: direct },
         }
-        tapir0::Wanted { addresses: self.ipam.own().to_vec(), mtu: self.desired.pod_mtu(), routes }
+    }
+
+    /// The host's routes are to be others: sees to it now, or when what is under way is done.
+    pub(super) fn hurry(&mut self) {
+        if self.clocked.reconciling {
+            self.clocked.reconcile = Duration::ZERO;
+        } else {
+            self.reconcile();
+        }
     }
 
     fn reconciled(

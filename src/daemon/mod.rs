@@ -95,6 +95,9 @@ pub enum DaemonError {
     /// The state directory.
     #[error("node.state_dir: {0}")]
     Store(#[from] StoreError),
+    /// Where cluster state lives.
+    #[error("store: {0}")]
+    Cluster(crate::store::StoreError),
     /// The socket.
     #[error("node.socket: {0}")]
     Server(#[from] ServerError),
@@ -331,6 +334,9 @@ impl Daemon {
             let changes = self.desired.take_changes();
             let tables = update(&self.publisher.snapshot(), &self.desired, &changes);
             self.publisher.publish(tables);
+            if changes.kernel && self.links.host {
+                self.hurry();
+            }
         }
     }
 

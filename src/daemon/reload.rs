@@ -42,6 +42,13 @@ fn fixed(old: &Config, new: &Config, underlay: &Underlay) -> Vec<&'static str> {
         ("underlay.backend", old.underlay.backend != new.underlay.backend),
         ("underlay.transport", old.underlay.transport != new.underlay.transport),
         ("store.kind", old.store.kind != new.store.kind),
+        ("store.endpoints", old.store.endpoints != new.store.endpoints),
+        ("store.prefix", old.store.prefix != new.store.prefix),
+        ("store.ca", old.store.ca != new.store.ca),
+        ("store.cert", old.store.cert != new.store.cert),
+        ("store.key", old.store.key != new.store.key),
+        ("store.username", old.store.username != new.store.username),
+        ("store.password_file", old.store.password_file != new.store.password_file),
     ];
     differences.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
 }

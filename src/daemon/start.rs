@@ -28,14 +28,14 @@ use super::{BACKLOG, Backend, Daemon, DaemonError, Failure, Inputs, Links, Repor
 use crate::api::drops::History;
 use crate::cluster::{Durable, Identity, Kind, Member};
 use crate::cni::{Server, ServerError};
-use crate::config::{Config, Place, StoreKind};
+use crate::config::{self, Config, Place, StoreKind};
 use crate::control::ipam::{Freed, Ipam};
 use crate::control::{Desired, Event, Topology, Underlay};
 use crate::host::{HostError, clock, netns, pod, tapir0, underlay};
 use crate::stats::PortStats;
 use crate::store::local::{Found, Store, StoreError};
 use crate::store::session::{Session, Update};
-use crate::store::{Embedded, Phase, Record, State};
+use crate::store::{Embedded, Etcd, Phase, Record, State, etcd};
 use crate::table::{PortId, Publisher};
 use crate::worker::{self, Event as WorkerEvent, Workers};
 
@@ -172,11 +172,30 @@ fn join(
             member.remember(entries, revision);
             (member, session, updates, Some(embedded))
         }
+        StoreKind::Etcd => {
+            let etcd = Etcd::new(settings(&config.store)).map_err(DaemonError::Cluster)?;
+            let (session, updates) = Session::start(etcd);
+            let (entries, revision) = store.load_cluster();
+            let mut member = Member::new(me, policy, durable, fresh, seed);
+            member.remember(entries, revision);
+            (member, session, updates, None)
+        }
     };
     let amnesic = fresh && embedded.is_none();
     let cluster = Cluster::new(member, session, embedded, amnesic, now);
     cluster.announce(&name);
     Ok((cluster, updates))
+}
+
+fn settings(store: &config::Store) -> etcd::Settings {
+    etcd::Settings {
+        endpoints: store.endpoints.clone(),
+        prefix: store.prefix.clone(),
+        ca: store.ca.clone(),
+        identity: store.cert.clone().zip(store.key.clone()),
+        user: store.username.clone().zip(store.password_file.clone()),
+        ..etcd::Settings::default()
+    }
 }
 
 /// Half of the cores: the other half has the pods to run (`docs/decisions/008-workers.md`).

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | [`netns`] | namespaces: which one a path leads to, all that can be found |
 //! | [`pod`] | the TAP in a pod's namespace: marked, opened again, removed, found by its mark |
-//! | [`tapir0`] | the host's way to the pods: a TUN, its addresses, the routes |
+//! | [`tapir0`] | the host's way to the pods: a TUN, its addresses |
+//! | [`routes`] | the host's routes to pods, through `tapir0` and past it |
 //! | [`underlay`] | the network between nodes |
 //! | [`backend`] | which way of tunnelling the kernel is able to |
 //! | [`clock`] | time since boot, and which boot |
@@ -15,11 +16,12 @@ pub mod backend;
 pub mod clock;
 pub mod netns;
 pub mod pod;
+pub mod routes;
 pub mod tapir0;
 pub mod underlay;
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use ipnet::IpNet;
@@ -100,6 +102,26 @@ pub enum HostError {
     Routed {
         /// The pool.
         prefix: IpNet,
+    },
+    /// A node is beyond the underlay's subnet, and the host knows no way there.
+    #[error("no route to {node}, which has {prefix}")]
+    NoWay {
+        /// What it has.
+        prefix: IpNet,
+        /// Its underlay address.
+        node: Ipv4Addr,
+    },
+    /// Too many problems to tell each.
+    #[error("{more} more routes are not as they should be")]
+    MoreRoutes {
+        /// How many.
+        more: usize,
+    },
+    /// Direct routes need the host to forward.
+    #[error("can't set net.ipv4.ip_forward, which routes without a tunnel need: {source}; set it, or encapsulate")]
+    Forwarding {
+        /// Why not.
+        source: io::Error,
     },
     /// The host has no IPv6, or it is turned off for `tapir0`.
     #[error("IPv6 is off on this host: it can't reach {}", list(addresses))]

@@ -9,15 +9,14 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
 use ipnet::IpNet;
-use tapir_cni::netlink::{AddressOptions, Link, Netlink, Route, RouteFilter};
+use tapir_cni::netlink::{AddressOptions, Netlink};
 
 use super::HostError;
+use super::routes::{self, Direct};
 use crate::sys::tap::{self, Layer};
 
 /// Its name.
 pub const NAME: &str = "tapir0";
-/// The number on our routes (`/etc/iproute2/rt_protos` has nobody else there).
-pub const ROUTE_PROTOCOL: u8 = 116;
 const KIND: &str = "tun";
 
 /// What it should be.
@@ -29,6 +28,8 @@ pub struct Wanted {
     pub mtu: u16,
     /// What is routed through it.
     pub routes: Vec<IpNet>,
+    /// What is routed past it.
+    pub direct: Direct,
 }
 
 /// Whether somebody has it open: another daemon in this network namespace, or one that is ending.
@@ -90,41 +91,12 @@ pub fn reconcile(wanted: &Wanted) -> Result<Vec<HostError>, HostError> {
             netlink.add_address(&link, prefix, AddressOptions { nodad: true, noprefixroute: true })?;
         }
     }
-    problems.extend(reconcile_routes(&mut netlink, &link, &addresses, &prefixes)?);
+    problems.extend(routes::reconcile(&mut netlink, &link, &addresses, &prefixes, &wanted.direct)?);
     // Removing an address removes the routes that have it as source, so this comes last.
     let link_local: IpNet = "fe80::/10".parse().expect("a prefix");
     for prefix in present {
         if !addresses.contains(&prefix.addr()) && !link_local.contains(&prefix) {
             netlink.delete_address(&link, prefix)?;
-        }
-    }
-    Ok(problems)
-}
-
-fn reconcile_routes(
-    netlink: &mut Netlink,
-    link: &Link,
-    addresses: &[IpAddr],
-    prefixes: &[IpNet],
-) -> Result<Vec<HostError>, HostError> {
-    let wanted = prefixes.iter().map(|&prefix| {
-        let source = addresses.iter().copied().find(|address| address.is_ipv6() == prefix.addr().is_ipv6());
-        Route { source, protocol: ROUTE_PROTOCOL, ..Route::on_link(prefix, link.index) }
-    });
-    let mut missing: Vec<Route> = wanted.collect();
-    for route in netlink.routes(RouteFilter { oif: Some(link.index), protocol: Some(ROUTE_PROTOCOL) })? {
-        let same = |other: &Route| (other.prefix, other.source) == (route.prefix, route.source);
-        match missing.iter().position(same) {
-            Some(index) => drop(missing.swap_remove(index)),
-            None => netlink.delete_route(&route)?,
-        }
-    }
-    let mut problems = Vec::new();
-    for route in missing {
-        match netlink.add_route(&route) {
-            Ok(()) => {}
-            Err(error) if error.is_existing() => problems.push(HostError::Routed { prefix: route.prefix }),
-            Err(error) => return Err(error.into()),
         }
     }
     Ok(problems)
@@ -136,12 +108,13 @@ fn ipv6_is_off() -> bool {
     value.map_or(true, |value| value.trim() != "0")
 }
 
-/// Removes it, and its addresses and routes with it. False when there was none.
+/// Removes it, and its addresses and routes with it; and the routes past it. False when there was none.
 ///
 /// # Errors
 /// [`HostError`].
 pub fn uninstall() -> Result<bool, HostError> {
     let mut netlink = Netlink::open()?;
+    routes::remove_all(&mut netlink)?;
     match netlink.link(NAME)?.filter(|link| link.kind == KIND && !link.tap) {
         None => Ok(false),
         Some(link) => match netlink.delete_link(&link) {

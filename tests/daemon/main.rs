@@ -8,6 +8,7 @@ mod node;
 mod attach;
 mod config;
 mod crash;
+mod direct;
 mod hostile;
 mod lifecycle;
 mod peers;

@@ -118,7 +118,10 @@ fn a_wanted_address_must_be_this_nodes_and_free() {
 #[test]
 fn without_ranges_there_is_nothing_to_give() {
     let error = ipam(&[]).assign(&[], START).unwrap_err();
-    assert_eq!((error.code(), error.hint()), (7, "set network.node_cidrs in tapird.toml"));
+    assert_eq!(
+        (error.code(), error.hint()),
+        (7, "tapirctl status tells what is wrong; network.pools, or network.node_cidrs, say what there is")
+    );
 }
 
 #[test]

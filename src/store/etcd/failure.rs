@@ -48,13 +48,13 @@ impl Asked<'_> {
             Error::GRpcStatus(status) if status.source().is_none() => {
                 self.answered(status.message(), status.code() as i32)
             }
-            Error::GRpcStatus(status) => self.broken(&chain(status), status.code() as i32),
-            Error::TransportError(error) => self.broken(&chain(error), UNAVAILABLE),
+            Error::GRpcStatus(status) => self.broken(&chain(status)),
+            Error::TransportError(error) => self.broken(&chain(error)),
             Error::LeaseKeepAliveError(_) => {
                 Failure { gone: true, ..Failure::certain(self.refused(error.to_string())) }
             }
             // A stream that ends before it has begun.
-            Error::WatchError(reason) => self.broken(reason, UNAVAILABLE),
+            Error::WatchError(reason) => self.broken(reason),
             other => Failure::certain(self.refused(other.to_string())),
         }
     }
@@ -94,7 +94,7 @@ impl Asked<'_> {
     }
 
     /// What came of a connection.
-    fn broken(self, chain: &str, _code: i32) -> Failure {
+    fn broken(self, chain: &str) -> Failure {
         let endpoint = self.endpoint.to_owned();
         let has = |text: &str| chain.contains(text);
         // The server refuses a client's certificate only after the handshake, as an alert on the first answer.
@@ -102,12 +102,17 @@ impl Asked<'_> {
             let reason = reason(chain, &["invalid peer certificate", "received fatal alert"]);
             return Failure { elsewhere: true, ..Failure::certain(StoreError::Untrusted { endpoint, reason }) };
         }
-        if has("corrupt message") || has("InvalidContentType") {
-            let reason = "it doesn't speak TLS; is its URL http://?".to_owned();
+        if has("corrupt message") || has("tls handshake eof") {
+            let reason = format!("{}; is its URL http://?", last(chain));
             return Failure { elsewhere: true, ..Failure::certain(StoreError::Untrusted { endpoint, reason }) };
         }
         let connecting = has("tcp connect error") || has("dns error") || has("error trying to connect");
-        let error = StoreError::Unreachable { endpoint, reason: last(chain) };
+        let mut reason = last(chain);
+        if reason == "connection closed" && endpoint.starts_with("https://") {
+            // The alert is lost when the server closes before it is read.
+            reason += "; if that stays so, the server may want another client certificate (store.cert, store.key)";
+        }
+        let error = StoreError::Unreachable { endpoint, reason };
         Failure { maybe_done: !connecting, elsewhere: true, ..Failure::certain(error) }
     }
 
