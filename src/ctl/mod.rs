@@ -27,6 +27,7 @@ use serde::de::DeserializeOwned;
 use tapir_cni::protocol::Request;
 
 use crate::api::types::{Drops, Endpoint, Peer, Route, Status};
+use crate::config::ConfigError;
 use crate::host::tapir0;
 use crate::host::{self, HostError};
 use crate::store::document::DocumentError;
@@ -78,14 +79,12 @@ pub enum CtlError {
         /// Why not.
         source: io::Error,
     },
-    /// A config that does not name a store to use.
-    #[error("{path}: {problem}")]
-    Config {
-        /// The config.
-        path: PathBuf,
-        /// What is wrong.
-        problem: String,
-    },
+    /// A config that can't be read.
+    #[error(transparent)]
+    Config(Box<ConfigError>),
+    /// A config that names no store which can be used without its daemon.
+    #[error("{0}: store.kind is embedded: tapird makes such a store from its config; name an etcd")]
+    NoEtcd(PathBuf),
     /// The daemon has read the store again while it was asked for it in parts.
     #[error("somebody else asked tapird for the store at the same time; try again")]
     Changed,
