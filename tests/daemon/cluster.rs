@@ -50,7 +50,7 @@ fn a_node_tells_of_its_cluster() {
     assert_eq!((first.entries.len(), first.stale), (2, None));
     let rest = Request::StoreEntries { after: first.next, limit: 1000 };
     let rest: Entries = serde_json::from_value(node.ask(&rest).unwrap()).unwrap();
-    assert_eq!((rest.revision, rest.next), (first.revision, None));
+    assert_eq!((rest.revision, &rest.next), (first.revision, &None));
     assert!(rest.entries.iter().any(|entry| entry.key.starts_with("alive/")), "{rest:?}");
     let forgotten = Request::StoreEntries { after: Some(first.entries[0].key.clone()), limit: 1 };
     assert!(node.ask(&forgotten).unwrap_err().details.contains("beginning"));
