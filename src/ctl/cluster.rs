@@ -102,7 +102,7 @@ pub(super) fn ipam(cli: &Cli, verb: &IpamVerb, terminal: &mut Terminal<'_>) -> R
                 ipam.assignments = cluster::assignments(&snapshot);
             }
             held.warn(terminal);
-            terminal.show(cli.output, &ipam, |ipam| view::ipam(ipam))?;
+            terminal.show(cli.output, &ipam, view::ipam)?;
         }
         IpamVerb::Check { fix } => {
             let check: Check = client.ask(&Request::IpamCheck { fix: *fix })?;

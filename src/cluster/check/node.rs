@@ -90,7 +90,7 @@ impl Findings<'_> {
         }
         for &address in &durable.borrowed {
             let block = snapshot.block_of(address);
-            if !block.is_some_and(|(_, block)| block.lent.get(&address) == Some(&local.node)) {
+            if block.is_none_or(|(_, block)| block.lent.get(&address) != Some(&local.node)) {
                 let message = format!("{address} is borrowed by this node, and the store knows of no such loan");
                 self.say(
                     "loan_not_in_store",
