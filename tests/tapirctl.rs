@@ -13,7 +13,8 @@ use std::thread;
 
 use serde_json::{Value, json};
 use tapir::api::types::{
-    Assignment, Block, Drop as Dropped, Drops, Endpoint, Ipam, Peer, PeerCount, Pool, Route, Status, Store, Tunnel,
+    Assignment, Block, Check, Drop as Dropped, Drops, Endpoint, Entries, Fix, Ipam, Peer, PeerCount, Pool, Route,
+    Status, Store, StoreEntry, Tunnel, Violation,
 };
 use tapir::ctl;
 use tapir_cni::protocol::{Refusal, Reply, Request, read_message, write_message};
@@ -80,6 +81,10 @@ fn fixture(request: &Request) -> Value {
         Request::Peers => serde_json::to_value(peers()),
         Request::IpamShow => serde_json::to_value(ipam()),
         Request::IpamRelease { .. } => Ok(Value::Null),
+        Request::IpamCheck { .. } => serde_json::to_value(Check::default()),
+        Request::NodeDelete { name } => Ok(json!({ "deleted": name })),
+        Request::StoreEntries { after, .. } => serde_json::to_value(entries(after.as_deref())),
+        Request::StoreAccept => Ok(json!({ "accepted": 3 })),
         Request::Drops { after } => serde_json::to_value(drops(*after)),
         other => panic!("tapirctl does not ask {other:?}"),
     };
@@ -193,19 +198,62 @@ fn ipam() -> Ipam {
         address,
         container_id: container_id.into(),
         interface: interface.into(),
+        node: String::new(),
     };
     Ipam {
         pools: vec![
             Pool { cidr: "10.244.0.0/16".parse().expect("a prefix"), size: 65_536.0, used: 2 },
             Pool { cidr: "fd00:10:244::/48".parse().expect("a prefix"), size: 2f64.powi(80), used: 0 },
         ],
-        blocks: vec![Block { cidr: "10.244.0.0/24".parse().expect("a prefix"), node: "node-1".into(), used: 2 }],
+        // tapirctl asks the store instead.
+        blocks: vec![Block { cidr: "10.9.0.0/24".parse().expect("a prefix"), used: 9, ..Block::default() }],
         assignments: vec![
             assignment([10, 244, 0, 1].into(), "", "tapir0"),
             assignment([10, 244, 0, 5].into(), "3c1f9a2b7d40e8c65f", "eth0"),
         ],
         cooling: vec![[10, 244, 0, 9].into()],
     }
+}
+
+/// A store with two nodes, in parts of three entries.
+fn entries(after: Option<&str>) -> Entries {
+    let pod = |container: &str, pod: &str| json!({"container_id": container, "interface": "eth0", "namespace": "default", "pod": pod});
+    let node = |last: u8, own: &str| {
+        json!({"instance": format!("i{last}"), "address": format!("172.31.0.{last}"), "subnet": "172.31.0.0/24",
+               "transport": "ipip", "version": "0.1.0", "labels": {"zone": "a"}, "own": [own]})
+    };
+    let lender = json!({"node": "node-1", "claim": "c1", "stage": "confirmed", "offered": ["10.244.0.60"],
+                        "lent": {"10.244.0.61": "node-2"}});
+    let all = [
+        ("cluster/format/version", json!({"version": 1})),
+        ("cluster/pools/10.244.0.0-16", json!({"block_size": 26})),
+        ("cluster/pools/fd00:10:244::-48", json!({"block_size": 122})),
+        ("cluster/nodes/node-1", node(1, "10.244.0.1")),
+        ("cluster/nodes/node-2", node(2, "10.244.1.1")),
+        ("cluster/nodes/node-3", node(3, "10.244.2.1")),
+        ("cluster/blocks/10.244.0.0-26", lender),
+        ("cluster/blocks/10.244.1.0-26", json!({"node": "node-2", "claim": "c2", "stage": "confirmed"})),
+        ("cluster/blocks/10.244.2.0-26", json!({"node": "node-3", "claim": "c3", "stage": "pending"})),
+        ("usage/node-1", json!({"addresses": {"10.244.0.5": pod("3c1f9a2b7d40e8c65f", "web-6d4cf56db6-x2x7k")}})),
+        (
+            "usage/node-2",
+            json!({"addresses": {"10.244.0.61": pod("77aa", "db-0"), "fd00:10:244:1::9": pod("77aa", "db-0")}}),
+        ),
+        ("addresses/172.31.0.1", json!({"node": "node-1"})),
+        ("alive/node-1", json!({"instance": "i1"})),
+        ("alive/node-2", json!({"instance": "i2"})),
+    ];
+    let entry = |(number, (key, value)): (usize, &(&str, Value))| StoreEntry {
+        key: (*key).to_owned(),
+        value: value.to_string(),
+        revision: number as u64 + 2,
+    };
+    let start =
+        after.map_or(0, |after| 1 + all.iter().position(|(key, _)| *key == after).expect("a key that was told"));
+    let end = all.len().min(start + 3);
+    let part: Vec<StoreEntry> = all.iter().enumerate().skip(start).take(3).map(entry).collect();
+    let next = (end < all.len()).then(|| part[part.len() - 1].key.clone());
+    Entries { revision: 20, stale: None, entries: part, next }
 }
 
 fn dropped(number: u64, reason: &str, dst: &str) -> Dropped {
@@ -248,13 +296,19 @@ fn golden(file: &str, found: &str) {
     assert_eq!(found, expected, "{file} differs from what is expected");
 }
 
-const VERBS: [(&str, &[&str]); 8] = [
+const VERBS: [(&str, &[&str]); 14] = [
     ("status", &["status"]),
     ("endpoints", &["endpoints"]),
     ("routes", &["routes"]),
     ("routes_get", &["routes", "get", "10.244.1.9"]),
     ("peers", &["peers"]),
     ("ipam_show", &["ipam", "show"]),
+    ("ipam_show_all", &["ipam", "show", "--all"]),
+    ("ipam_check", &["ipam", "check"]),
+    ("endpoints_all", &["endpoints", "--all"]),
+    ("nodes", &["nodes"]),
+    ("nodes_delete", &["nodes", "delete", "node-3"]),
+    ("store_accept", &["store", "accept"]),
     ("ipam_release", &["ipam", "release", "10.244.0.9"]),
     ("drops", &["drops"]),
 ];
@@ -313,6 +367,9 @@ fn json_keeps_the_keys_that_others_parse() {
     has(&ipam["pools"][0], &["cidr", "size", "used"]);
     has(&ipam["blocks"][0], &["cidr", "node", "used"]);
     has(&ipam["assignments"][0], &["address", "container_id", "interface"]);
+    has(&ipam["blocks"][0], &["state", "offered", "lent"]);
+    let node = ["name", "address", "subnet", "transport", "version", "state", "blocks", "used", "labels"];
+    has(&json(&["nodes"])[0], &node);
     has(&json(&["routes"])[0], &["prefix", "via", "source", "encapsulation", "best"]);
 }
 
@@ -327,9 +384,104 @@ fn arguments_reach_the_daemon() {
         (vec!["routes", "get", "10.244.1.9"], Request::RouteGet { address: [10, 244, 1, 9].into() }),
         (vec!["ipam", "release", "10.244.0.9"], Request::IpamRelease { address: [10, 244, 0, 9].into() }),
         (vec!["drops"], Request::Drops { after: 0 }),
+        (vec!["ipam", "check"], Request::IpamCheck { fix: false }),
+        (vec!["ipam", "check", "--fix"], Request::IpamCheck { fix: true }),
+        (vec!["nodes", "delete", "b"], Request::NodeDelete { name: "b".into() }),
+        (vec!["store", "accept"], Request::StoreAccept),
     ] {
         assert_eq!(daemon.run(&args).status, 0, "{args:?}");
         assert_eq!(daemon.requests.try_recv().expect("a request"), request);
+    }
+}
+
+#[test]
+fn a_violation_says_what_to_do_and_sets_the_exit_status() {
+    let check = Check {
+        violations: vec![Violation {
+            code: "usage_of_unknown_node".into(),
+            subject: "node-9".into(),
+            message: "2 addresses are noted as used by pods of node-9,\nand there is no such node".into(),
+            advice: "tapirctl ipam check --fix removes it".into(),
+            fixable: true,
+        }],
+        more: 4,
+        fixes: vec![Fix { key: "usage/node-9".into(), result: "removed".into() }],
+    };
+    let daemon = FakeDaemon::start(move |_| Some(Reply::Ok(serde_json::to_value(&check).expect("serialises"))));
+    for (format, extension) in [("table", "txt"), ("json", "json"), ("yaml", "yaml")] {
+        let outcome = daemon.run(&["ipam", "check", "--fix", "-o", format]);
+        assert_eq!((outcome.status, outcome.stderr.as_str()), (1, ""), "{format}");
+        golden(&format!("ipam_check_violations.{extension}"), &outcome.stdout);
+    }
+}
+
+#[test]
+fn an_export_holds_every_entry_but_the_leased() {
+    let daemon = FakeDaemon::with_fixtures();
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("export.json");
+    let printed = daemon.run(&["store", "export"]);
+    assert_eq!((printed.status, printed.stderr.as_str()), (0, ""));
+    golden("store_export.json", &printed.stdout);
+    let written = daemon.run(&["store", "export", "--file", file.to_str().expect("a path")]);
+    assert_eq!((written.status, written.stdout.as_str()), (0, ""));
+    assert_eq!(std::fs::read_to_string(&file).expect("written"), printed.stdout);
+    assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1);
+}
+
+#[test]
+fn what_a_daemon_only_remembers_is_shown_with_a_warning_and_not_exported() {
+    let daemon = FakeDaemon::start(|request| {
+        let mut value = fixture(request);
+        if matches!(request, Request::StoreEntries { .. }) {
+            value["stale"] = json!("nobody listens");
+        }
+        Some(Reply::Ok(value))
+    });
+    for verb in [&["nodes"][..], &["ipam", "show"], &["endpoints", "--all"]] {
+        let outcome = daemon.run(verb);
+        assert_eq!(outcome.status, 0, "{verb:?}");
+        assert!(outcome.stderr.contains("what the node remembers: nobody listens"), "{}", outcome.stderr);
+    }
+    let outcome = daemon.run(&["store", "export"]);
+    assert_eq!((outcome.status, outcome.stdout.as_str()), (1, ""));
+}
+
+#[test]
+fn parts_of_two_readings_are_not_mixed() {
+    let mut revision = 0;
+    let daemon = FakeDaemon::start(move |request| {
+        let mut value = fixture(request);
+        revision += 1;
+        value["revision"] = json!(revision);
+        Some(Reply::Ok(value))
+    });
+    let outcome = daemon.run(&["nodes"]);
+    assert_eq!((outcome.status, outcome.stdout.as_str()), (1, ""));
+    assert!(outcome.stderr.contains("try again"), "{}", outcome.stderr);
+}
+
+#[test]
+fn nothing_is_imported_that_is_no_export_or_to_where_no_etcd_is() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        path.to_str().expect("a path").to_owned()
+    };
+    let good = write("good.json", &FakeDaemon::with_fixtures().run(&["store", "export"]).stdout);
+    let bad = write("bad.json", "{\"format\":1,\"entries\":[{\"key\":\"cluster/nodes/a\",\"value\":7}]}");
+    let etcd = write("etcd.toml", "[store]\nkind = \"etcd\"\nendpoints = [\"http://127.0.0.1:1\"]\n");
+    let embedded = write("embedded.toml", "[node]\nname = \"a\"\n");
+    for (file, config, says) in [
+        (&bad, &etcd, "cluster/nodes/a: invalid type"),
+        (&good, &embedded, "store.kind is embedded"),
+        (&good, &etcd, "http://127.0.0.1:1: can't be reached"),
+        (&"/nowhere".to_owned(), &etcd, "/nowhere: No such file"),
+    ] {
+        let outcome = run(&["store", "import", file, "--config", config]);
+        assert_eq!((outcome.status, outcome.stdout.as_str()), (1, ""), "{says}");
+        assert!(outcome.stderr.contains(says), "{}", outcome.stderr);
     }
 }
 

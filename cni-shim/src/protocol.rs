@@ -166,6 +166,28 @@ pub enum Request {
         /// The address to give back.
         address: IpAddr,
     },
+    /// `tapirctl ipam check`.
+    IpamCheck {
+        /// Set right what can be without asking anybody.
+        #[serde(default)]
+        fix: bool,
+    },
+    /// `tapirctl nodes delete`.
+    NodeDelete {
+        /// The node that is gone for good.
+        name: String,
+    },
+    /// What the cluster's store holds, in order and as it was when the first of it was asked for: `tapirctl nodes`,
+    /// `ipam show`, `endpoints --all`, `store export`.
+    StoreEntries {
+        /// Only keys after this one; none: read the store anew, and begin.
+        #[serde(default)]
+        after: Option<String>,
+        /// The most entries to answer with; there may be fewer, to keep within [`MAX_MESSAGE`].
+        limit: u32,
+    },
+    /// `tapirctl store accept`.
+    StoreAccept,
     /// `tapirctl drops`.
     Drops {
         /// Only drops with a higher number.

@@ -1,5 +1,6 @@
 //! What Prometheus scrapes: a snapshot of the node, in the OpenMetrics text format.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use prometheus_client::collector::Collector;
@@ -27,6 +28,8 @@ pub struct Snapshot {
     pub drops: Drops,
     /// Every port.
     pub ports: Vec<Port>,
+    /// What checks of the addresses keep finding, by code.
+    pub violations: BTreeMap<&'static str, u64>,
 }
 
 /// One port.
@@ -102,6 +105,10 @@ impl Collector for Snapshot {
         let used = blocks().map(|block| (block.cidr.to_string(), block.used as f64));
         writer.gauges("ipam_range_used", "Addresses in use of a range of this node", None, used, |(cidr, used)| {
             (vec![("cidr", cidr.as_str())], *used)
+        })?;
+        let help = "What checks of the addresses keep finding; tapirctl ipam check says what to do";
+        writer.gauges("ipam_violations", help, None, &self.violations, |(code, count)| {
+            (vec![("code", *code)], **count as f64)
         })?;
         let cooling = [self.ipam.cooling.len() as f64];
         let help = "Addresses given back too recently to be handed out";
@@ -253,7 +260,7 @@ mod tests {
         let cidr: ipnet::IpNet = "10.244.0.0/24".parse().unwrap();
         let ipam = Ipam {
             pools: vec![Pool { cidr, size: 254.0, used: 3 }],
-            blocks: vec![Block { cidr, node: "n1".into(), used: 3 }],
+            blocks: vec![Block { cidr, node: "n1".into(), used: 3, ..Block::default() }],
             ..Ipam::default()
         };
         let drops = Drops { counters: [("no_route".to_owned(), 5)].into(), ..Drops::default() };
@@ -262,7 +269,8 @@ mod tests {
         let port =
             Port { name: "default/web".into(), namespace: "default".into(), pod: "web".into(), ..Port::default() };
         let ports = vec![port.counted(&counters)];
-        let text = encode(Snapshot { status, peers: vec![peer], ipam, drops, ports });
+        let violations = [("blocks_overlap", 2)].into();
+        let text = encode(Snapshot { status, peers: vec![peer], ipam, drops, ports, violations });
         for line in [
             "tapir_build_info{version=\"0.1.0\",node=\"n1\",tunnel=\"raw\",store=\"embedded\"} 1.0",
             "tapir_uptime_seconds 7.0",
@@ -272,6 +280,7 @@ mod tests {
             "tapir_peer_transport{peer=\"n2\",address=\"172.31.0.2\",transport=\"ipip\"} 1.0",
             "tapir_peer_round_trip_seconds{peer=\"n2\",address=\"172.31.0.2\"} 0.00025",
             "tapir_ipam_range_addresses{cidr=\"10.244.0.0/24\"} 256.0",
+            "tapir_ipam_violations{code=\"blocks_overlap\"} 2.0",
             "tapir_ipam_range_used{cidr=\"10.244.0.0/24\"} 3.0",
             "# EOF",
         ] {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 
 /// `status`.
@@ -65,7 +65,7 @@ pub struct PeerCount {
 }
 
 /// One row of `endpoints`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Endpoint {
     /// Kubernetes namespace; empty outside Kubernetes.
     pub namespace: String,
@@ -83,7 +83,8 @@ pub struct Endpoint {
     pub mtu: u16,
     /// The node it runs on.
     pub node: String,
-    /// `attached`, `pending` (an ADD is under way), `detached` (it has no open queue) or `removing`.
+    /// `attached`, `pending` (an ADD is under way), `detached` (it has no open queue) or `removing`; empty of other
+    /// nodes' pods, whose counters are 0.
     pub state: String,
     /// The port's number, as in `drops`.
     pub port: u32,
@@ -144,14 +145,101 @@ pub struct Peer {
     pub pods: Vec<IpNet>,
 }
 
+/// One row of `nodes`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// Underlay address.
+    pub address: Ipv4Addr,
+    /// The underlay subnet that the address is in.
+    pub subnet: Ipv4Net,
+    /// How it wants to be reached: `ipip`, `udp` or `auto`; empty when it does not say.
+    pub transport: String,
+    /// The version of its daemon; empty when it does not say.
+    pub version: String,
+    /// `alive`; `silent` (neither its daemon nor the tunnel to it answers); `leaving` (deleted, and being freed); `refused`
+    /// (another daemon speaks under its name); `unknown` (the store can't be asked).
+    pub state: String,
+    /// What it owns.
+    pub blocks: Vec<IpNet>,
+    /// Addresses in use, its own among them.
+    pub used: u64,
+    /// What pools select by.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Part of what the store holds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Entries {
+    /// The store's count when all parts were read.
+    pub revision: u64,
+    /// Why the store can't be read; then this is what the node remembers of it.
+    #[serde(default)]
+    pub stale: Option<String>,
+    /// In the order of their keys.
+    pub entries: Vec<StoreEntry>,
+    /// There is more, after this key.
+    #[serde(default)]
+    pub next: Option<String>,
+}
+
+/// An entry of the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreEntry {
+    /// Its name.
+    pub key: String,
+    /// JSON, as it is stored.
+    pub value: String,
+    /// When it was last written.
+    pub revision: u64,
+}
+
+/// `ipam check`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// What is wrong, as it was before anything was set right.
+    pub violations: Vec<Violation>,
+    /// As many more are left out.
+    #[serde(default)]
+    pub more: usize,
+    /// What `--fix` has done.
+    #[serde(default)]
+    pub fixes: Vec<Fix>,
+}
+
+/// Something that must not be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Violation {
+    /// Which rule is broken.
+    pub code: String,
+    /// On what.
+    pub subject: String,
+    /// What is wrong.
+    pub message: String,
+    /// What to do.
+    pub advice: String,
+    /// Whether `--fix` sets it right.
+    pub fixable: bool,
+}
+
+/// A fix that was tried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fix {
+    /// The entry of the store.
+    pub key: String,
+    /// `written`, `removed`, `changed meanwhile` or `not known`, the latter with the reason.
+    pub result: String,
+}
+
 /// `ipam show`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Ipam {
     /// Cluster-wide ranges.
     pub pools: Vec<Pool>,
-    /// This node's ranges.
+    /// Nodes' ranges.
     pub blocks: Vec<Block>,
-    /// Addresses in use on this node.
+    /// Addresses in use.
     pub assignments: Vec<Assignment>,
     /// Addresses given back too recently to be handed out.
     pub cooling: Vec<IpAddr>,
@@ -164,12 +252,12 @@ pub struct Pool {
     pub cidr: IpNet,
     /// Addresses in it.
     pub size: f64,
-    /// In use on this node.
+    /// In use, as far as is known.
     pub used: u64,
 }
 
 /// A node's range.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Block {
     /// The range.
     pub cidr: IpNet,
@@ -177,6 +265,15 @@ pub struct Block {
     pub node: String,
     /// In use.
     pub used: u64,
+    /// `confirmed`, or `pending` while it is being claimed.
+    #[serde(default)]
+    pub state: String,
+    /// Addresses that other nodes may take.
+    #[serde(default)]
+    pub offered: Vec<IpAddr>,
+    /// Addresses that other nodes have taken, and which nodes.
+    #[serde(default)]
+    pub lent: BTreeMap<IpAddr, String>,
 }
 
 /// An address in use.
@@ -188,6 +285,9 @@ pub struct Assignment {
     pub container_id: String,
     /// Whose interface.
     pub interface: String,
+    /// The node; empty: the one that was asked.
+    #[serde(default)]
+    pub node: String,
 }
 
 /// `drops`.

@@ -7,6 +7,7 @@
 //!
 //! Everything here is pure: what has been seen and the time go in, what to write comes out.
 
+pub mod check;
 mod claim;
 mod entry;
 mod holdings;
@@ -16,6 +17,7 @@ mod member;
 pub mod record;
 mod register;
 mod replica;
+mod snapshot;
 mod sweep;
 
 pub use entry::{Change, Entry, Expect, Key, Kind, Revision, Write, Written};
@@ -23,3 +25,4 @@ pub use holdings::{Durable, Fill, Holdings, Owned};
 pub use identity::{Identity, Policy};
 pub use member::Member;
 pub use replica::{Affected, Known, Neighbour, Replica};
+pub use snapshot::{Snapshot, Stored};

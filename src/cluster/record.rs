@@ -56,6 +56,17 @@ pub struct Pool {
     pub reserved: Vec<IpNet>,
 }
 
+impl Pool {
+    /// Whether its blocks fit into the prefix that it is named after.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn check(&self, prefix: IpNet) -> Result<(), String> {
+        let fits = (prefix.prefix_len()..=prefix.max_prefix_len()).contains(&self.block_size);
+        if fits { Ok(()) } else { Err(format!("its blocks, of /{}, don't fit into it", self.block_size)) }
+    }
+}
+
 /// `cluster/nodes/NAME`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
@@ -120,6 +131,13 @@ pub struct Use {
     /// The Kubernetes pod.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub pod: String,
+    /// Another IPAM plugin has chosen the address: it may be outside of the node's blocks.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub delegated: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// `usage/NAME`: which pods of a node have which addresses, as the node last told.

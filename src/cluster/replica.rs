@@ -248,9 +248,7 @@ impl Replica {
     fn put_pool(&mut self, key: &Key, value: &str, revision: Revision) -> Result<(), String> {
         let prefix = record::prefix(key).ok_or("its name is no prefix")?;
         let record: Pool = parse(value)?;
-        if !(prefix.prefix_len()..=prefix.max_prefix_len()).contains(&record.block_size) {
-            return Err(format!("its blocks, of /{}, don't fit into it", record.block_size));
-        }
+        record.check(prefix)?;
         self.affected.pools = true;
         self.pools.insert(prefix, Known { revision, record, held: false });
         Ok(())

@@ -45,7 +45,11 @@ pub enum Verb {
     Status,
     /// List the pods of this node with their counters.
     #[command(visible_alias = "pods")]
-    Endpoints,
+    Endpoints {
+        /// Those of all nodes; of other nodes' pods only what is known of their addresses.
+        #[arg(long)]
+        all: bool,
+    },
     /// List routes, or look one address up.
     #[command(args_conflicts_with_subcommands = true)]
     Routes {
@@ -61,9 +65,14 @@ pub enum Verb {
     },
     /// List the other nodes as the tunnel sees them.
     Peers,
-    /// Show and release pod addresses.
+    /// List the nodes of the cluster, or delete one that is gone.
+    Nodes(Nodes),
+    /// Show, check and release pod addresses.
     #[command(subcommand)]
     Ipam(IpamVerb),
+    /// Carry cluster state from one store to another.
+    #[command(subcommand)]
+    Store(StoreVerb),
     /// Count drops by reason and show the last ones.
     Drops {
         /// Print drops as they happen, until interrupted.
@@ -118,13 +127,77 @@ pub enum Lookup {
 /// `ipam …`.
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub enum IpamVerb {
-    /// Show pools, blocks and the addresses in use.
-    Show,
+    /// Show pools, blocks and the addresses in use on this node.
+    Show {
+        /// The addresses in use on all nodes.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Prove that no address is used twice and none has leaked. Exit status: 1 when something is wrong.
+    Check {
+        /// Set right what can be without taking an address from anybody.
+        #[arg(long)]
+        fix: bool,
+    },
     /// Give a leaked address back.
     Release {
         /// The address.
         address: IpAddr,
     },
+}
+
+/// `nodes …`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Nodes {
+    /// Something else than a list.
+    #[command(subcommand)]
+    pub verb: Option<NodesVerb>,
+}
+
+/// `nodes …`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum NodesVerb {
+    /// Free what a node had that is gone for good. Refused while it is alive.
+    Delete {
+        /// The node.
+        name: String,
+    },
+}
+
+/// `store …`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum StoreVerb {
+    /// Print cluster state as one JSON, asked of tapird.
+    Export {
+        /// Into this file.
+        #[arg(short = 'f', long = "file", value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Of the etcd that this configuration names, without tapird.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Write an export into the etcd that a configuration names.
+    Import {
+        /// The export.
+        file: PathBuf,
+        /// The configuration.
+        #[arg(long, default_value = "/etc/tapir/tapird.toml", value_name = "FILE")]
+        config: PathBuf,
+        /// Also into a store that has nodes or blocks: entries of the same keys are replaced, others stay.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Copy cluster state from tapird's store to the etcd that another configuration names, and say what remains to do.
+    Migrate {
+        /// The other configuration.
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+        /// Also into a store that has nodes or blocks: entries of the same keys are replaced, others stay.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Confirm that what the store has lost at once is meant to be gone: its routes are no longer kept.
+    Accept,
 }
 
 /// A prefix, or an address as the prefix that holds it alone.
@@ -165,7 +238,7 @@ mod tests {
         for args in [["tapirctl", "-o", "json", "pods"], ["tapirctl", "pods", "-o", "json"]] {
             let cli = Cli::try_parse_from(args).expect("parses");
             assert_eq!(cli.output, Format::Json);
-            assert!(matches!(cli.verb, Verb::Endpoints));
+            assert!(matches!(cli.verb, Verb::Endpoints { all: false }));
         }
     }
 }

@@ -9,7 +9,9 @@
 mod args;
 pub mod check;
 mod client;
+mod cluster;
 mod drops;
+mod etcd;
 mod manual;
 mod output;
 mod table;
@@ -24,14 +26,16 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tapir_cni::protocol::Request;
 
-use crate::api::types::{Drops, Endpoint, Ipam, Peer, Route, Status};
+use crate::api::types::{Drops, Endpoint, Peer, Route, Status};
+use crate::config::ConfigError;
 use crate::host::tapir0;
 use crate::host::{self, HostError};
+use crate::store::document::DocumentError;
 
 pub use args::{Cli, Format};
 pub use client::{Client, ClientError};
 
-use args::{IpamVerb, Lookup, Verb};
+use args::{Lookup, Verb};
 use output::Terminal;
 
 /// It did what was asked, and all is well.
@@ -64,6 +68,29 @@ pub enum CtlError {
         /// Why they don't.
         source: io::Error,
     },
+    /// A store can't be carried, or not to there.
+    #[error(transparent)]
+    Document(#[from] DocumentError),
+    /// A file can't be read or written.
+    #[error("{path}: {source}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A config that can't be read.
+    #[error(transparent)]
+    Config(Box<ConfigError>),
+    /// A config that names no store which can be used without its daemon.
+    #[error("{0}: store.kind is embedded: tapird makes such a store from its config; name an etcd")]
+    NoEtcd(PathBuf),
+    /// The daemon has read the store again while it was asked for it in parts.
+    #[error("somebody else asked tapird for the store at the same time; try again")]
+    Changed,
+    /// What the daemon remembers is no export.
+    #[error("the store can't be read, and what tapird remembers is not all of it: {0}")]
+    Stale(String),
     /// Uninstalling under a daemon that answers.
     #[error("tapird is running on {socket}: stop it first (systemctl stop tapird), or use --force")]
     Running {
@@ -114,7 +141,8 @@ pub fn run<A: Into<OsString> + Clone>(
 fn execute(cli: &Cli, terminal: &mut Terminal<'_>) -> Result<u8, CtlError> {
     match &cli.verb {
         Verb::Status => return status(cli, terminal),
-        Verb::Endpoints => {
+        Verb::Endpoints { all: true } => return cluster::endpoints(cli, terminal),
+        Verb::Endpoints { all: false } => {
             show(cli, terminal, &Request::Endpoints, |rows: &Vec<Endpoint>| view::endpoints(rows))?;
         }
         Verb::Routes { lookup: Some(Lookup::Get { address }), .. } => {
@@ -126,13 +154,9 @@ fn execute(cli: &Cli, terminal: &mut Terminal<'_>) -> Result<u8, CtlError> {
             show(cli, terminal, &request, |rows: &Vec<Route>| view::routes(rows))?;
         }
         Verb::Peers => show(cli, terminal, &Request::Peers, |rows: &Vec<Peer>| view::peers(rows))?,
-        Verb::Ipam(IpamVerb::Show) => show(cli, terminal, &Request::IpamShow, |ipam: &Ipam| view::ipam(ipam))?,
-        Verb::Ipam(IpamVerb::Release { address }) => {
-            let _: serde_json::Value =
-                Client::connect(&cli.socket)?.ask(&Request::IpamRelease { address: *address })?;
-            terminal
-                .show(cli.output, &serde_json::json!({ "released": address }), |_| format!("{address} released\n"))?;
-        }
+        Verb::Nodes(nodes) => return cluster::nodes(cli, nodes.verb.as_ref(), terminal),
+        Verb::Ipam(verb) => return cluster::ipam(cli, verb, terminal),
+        Verb::Store(verb) => return cluster::store(cli, verb, terminal),
         Verb::Drops { follow: true, last } => drops::follow(&cli.socket, cli.output, *last, terminal)?,
         Verb::Drops { follow: false, last } => {
             show(cli, terminal, &Request::Drops { after: 0 }, |drops: &Drops| drops::view(drops, *last))?;

@@ -1,6 +1,6 @@
 //! What people see of the daemon's answers.
 
-use crate::api::types::{Endpoint, Ipam, Peer, Route, Status};
+use crate::api::types::{Assignment, Check, Endpoint, Ipam, Node, Peer, Route, Status, Violation};
 
 use super::table::{Column, age, bytes, count, fields, grid, list, micros, percent, visible};
 use Column::{Number, Text};
@@ -120,18 +120,72 @@ pub fn peers(peers: &[Peer]) -> String {
     grid(&columns, peers.iter().map(row))
 }
 
+/// `nodes`.
+pub fn nodes(nodes: &[Node]) -> String {
+    let columns = [
+        Text("NAME"),
+        Text("ADDRESS"),
+        Text("SUBNET"),
+        Text("TRANSPORT"),
+        Text("VERSION"),
+        Text("STATE"),
+        Text("BLOCKS"),
+        Number("USED"),
+        Text("LABELS"),
+    ];
+    let row = |node: &Node| {
+        vec![
+            node.name.clone(),
+            node.address.to_string(),
+            node.subnet.to_string(),
+            node.transport.clone(),
+            node.version.clone(),
+            node.state.clone(),
+            list(&node.blocks),
+            node.used.to_string(),
+            list(node.labels.iter().map(|(key, value)| format!("{key}={value}"))),
+        ]
+    };
+    grid(&columns, nodes.iter().map(row))
+}
+
+/// `ipam check`.
+pub fn check(check: &Check) -> String {
+    let mut text = String::new();
+    for violation in &check.violations {
+        let Violation { code, message, advice, .. } = violation;
+        text += &format!("{}: {}\n  {}\n", visible(code), visible(message), visible(advice));
+    }
+    if check.more > 0 {
+        text += &format!("and {} more\n", check.more);
+    }
+    for fix in &check.fixes {
+        text += &format!("{}: {}\n", visible(&fix.key), visible(&fix.result));
+    }
+    if text.is_empty() { "No address is used twice, none has leaked.\n".into() } else { text }
+}
+
 /// `ipam show`.
 pub fn ipam(ipam: &Ipam) -> String {
     let pools = ipam.pools.iter().map(|pool| vec![pool.cidr.to_string(), count(pool.size), pool.used.to_string()]);
-    let blocks =
-        ipam.blocks.iter().map(|block| vec![block.cidr.to_string(), block.node.clone(), block.used.to_string()]);
+    let blocks = ipam.blocks.iter().map(|block| {
+        vec![
+            block.cidr.to_string(),
+            block.node.clone(),
+            block.used.to_string(),
+            block.state.clone(),
+            list(&block.offered),
+            list(block.lent.iter().map(|(address, to)| format!("{address}={to}"))),
+        ]
+    });
     let assignments = ipam.assignments.iter().map(|assignment| {
-        vec![assignment.address.to_string(), short(&assignment.container_id), assignment.interface.clone()]
+        let Assignment { address, container_id, interface, node } = assignment;
+        vec![address.to_string(), short(container_id), interface.clone(), node.clone()]
     });
     let mut text = [
         grid(&[Text("POOL"), Number("SIZE"), Number("USED")], pools),
-        grid(&[Text("BLOCK"), Text("NODE"), Number("USED")], blocks),
-        grid(&[Text("ADDRESS"), Text("CONTAINER"), Text("INTERFACE")], assignments),
+        grid(&[Text("BLOCK"), Text("NODE"), Number("USED"), Text("STATE"), Text("OFFERED"), Text("LENT")], blocks),
+        grid(&[Text("ADDRESS"), Text("CONTAINER"), Text("INTERFACE"), Text("NODE")], assignments),
     ]
     .join("\n");
     if !ipam.cooling.is_empty() {

@@ -43,7 +43,7 @@ impl Daemon {
     /// Answers HTTP.
     pub(super) fn inform(&mut self, query: Query) {
         match query {
-            Query::Problems(to) => drop(to.send(self.problems.values().flatten().cloned().collect())),
+            Query::Problems(to) => drop(to.send(self.own_problems())),
             Query::Metrics(to) => {
                 let snapshot = Snapshot {
                     status: self.status(),
@@ -51,6 +51,7 @@ impl Daemon {
                     ipam: self.ipam(),
                     drops: self.history.answer(self.workers.stats(), u64::MAX),
                     ports: self.ports(),
+                    violations: self.cluster.verbs.standing.clone(),
                 };
                 drop(to.send(snapshot));
             }
@@ -80,6 +81,13 @@ impl Daemon {
         self.problems.values().flatten().cloned().chain(detached).collect()
     }
 
+    /// What keeps this node from its work. What is wrong with the addresses of the cluster does not, and one node tells it
+    /// for all.
+    fn own_problems(&self) -> Vec<String> {
+        let own = self.problems.iter().filter(|(part, _)| **part != "ipam");
+        own.flat_map(|(_, problems)| problems.clone()).collect()
+    }
+
     pub(super) fn status(&self) -> Status {
         let now = clock::now();
         let problems = self.all_problems();
@@ -90,7 +98,10 @@ impl Daemon {
             node: self.config.node.name.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             uptime_s: now.saturating_sub(self.started).as_secs(),
-            ready: problems.is_empty() && self.links.host && self.links.tunnel && udp,
+            ready: problems.len() == self.problems.get("ipam").map_or(0, Vec::len)
+                && self.links.host
+                && self.links.tunnel
+                && udp,
             problems,
             tunnel: Tunnel {
                 backend: self.links.backend.kind.name().into(),
@@ -178,6 +189,7 @@ impl Daemon {
             address,
             container_id: String::new(),
             interface: crate::host::tapir0::NAME.into(),
+            node: String::new(),
         });
         let pods = self.attachments.values().flat_map(|attachment| {
             let id = &attachment.record.id;
@@ -185,16 +197,17 @@ impl Daemon {
                 address,
                 container_id: id.container_id.clone(),
                 interface: id.interface.clone(),
+                node: String::new(),
             })
         });
         let mut assignments: Vec<Assignment> = own.chain(pods).collect();
         assignments.sort_by_key(|assignment| assignment.address);
-        let theirs = self
-            .desired
-            .peers()
-            .flat_map(|peer| peer.pods.iter().map(|&cidr| Block { cidr, node: peer.name.clone(), used: 0 }));
+        let theirs = self.desired.peers().flat_map(|peer| {
+            let node = || peer.name.clone();
+            peer.pods.iter().map(move |&cidr| Block { cidr, node: node(), ..Block::default() })
+        });
         let pool = |cidr: ipnet::IpNet| Pool { cidr, size: ipam::size(cidr), used: used(&cidr) };
-        let block = |&cidr: &ipnet::IpNet| Block { cidr, node: node.clone(), used: used(&cidr) };
+        let block = |&cidr: &ipnet::IpNet| Block { cidr, node: node.clone(), used: used(&cidr), ..Block::default() };
         Ipam {
             pools: topology.pools.iter().map(|pool| pool.cidr).map(pool).collect(),
             blocks: topology.ranges.iter().map(block).chain(theirs).collect(),

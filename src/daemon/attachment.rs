@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use tapir_cni::protocol::{Add, AttachmentId};
 
 use super::cluster::Reading;
+use super::cluster_verbs::{Facts, Question};
 use super::{Daemon, Done, PortError};
 use crate::cni::ConnectionId;
 use crate::control::{Endpoint, Event, Namespace, Underlay};
@@ -69,6 +70,8 @@ pub(super) enum Outcome {
     Removed { id: AttachmentId, result: Result<(), HostError> },
     /// Something was read from the store.
     Read { what: Reading, result: Result<Listing, StoreError> },
+    /// The store was read for a question.
+    Asked { question: Question, facts: Facts },
     /// The copy of the cluster was written.
     Kept { revision: u64, result: Result<(), local::StoreError> },
     /// The paths of namespaces were looked at: these are gone.

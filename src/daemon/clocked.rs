@@ -77,6 +77,7 @@ impl Daemon {
             Outcome::Removed { id, result } => self.removed(&id, result),
             Outcome::Reattached { id, result } => self.reattached(&id, result),
             Outcome::Read { what, result } => self.was_read(&what, result),
+            Outcome::Asked { question, facts } => self.found(question, facts),
             Outcome::Kept { revision, result } => self.kept(revision, result),
             Outcome::Watched { gone } => {
                 self.clocked.watching = false;

@@ -19,6 +19,7 @@ use tapir_cni::protocol::AttachmentId;
 
 use super::Daemon;
 use super::attachment::{self, Outcome};
+use super::cluster_verbs::Verbs;
 use super::embedded;
 use super::parked::Parked;
 use crate::api::types;
@@ -65,6 +66,8 @@ pub(super) struct Cluster {
     /// What is on disk of the copy, and since when.
     kept: (u64, Duration),
     keeping: bool,
+    /// What operators have asked of the cluster.
+    pub verbs: Verbs,
 }
 
 type Given = (Vec<IpNet>, BTreeSet<IpAddr>, Vec<IpNet>);
@@ -94,6 +97,7 @@ impl Cluster {
             amnesic,
             kept: (0, Duration::ZERO),
             keeping: false,
+            verbs: Verbs::default(),
         }
     }
 
@@ -150,10 +154,12 @@ impl Daemon {
                 self.cluster.heard = now;
             }
             Update::Written { write, result, error } => {
-                if let Some(error) = error {
+                if let Some(error) = &error {
                     tracing::debug!(%error, key = %write.key, "a write to the store has failed");
                 }
-                member.written(&write, result, now);
+                if !self.changed(&write, &result, error.as_ref()) {
+                    self.cluster.member.written(&write, result, now);
+                }
             }
             Update::Announced { other } => member.announced(other.as_deref()),
             Update::Down { reason, .. } => {
@@ -193,6 +199,7 @@ impl Daemon {
         self.cluster.stale = true;
         self.retry_parked(now);
         self.keep_replica(now);
+        self.tend_verbs(now);
     }
 
     /// What was read from the store.
@@ -343,7 +350,8 @@ impl Daemon {
             let record = &attachment.record;
             let of = |&address: &IpAddr| {
                 let namespace = record.pod.namespace.clone();
-                (address, Use { handle: record.id.clone(), namespace, pod: record.pod.name.clone() })
+                let (handle, pod) = (record.id.clone(), record.pod.name.clone());
+                (address, Use { handle, namespace, pod, delegated: record.delegated })
             };
             record.addresses.iter().map(of).collect::<Vec<_>>()
         });

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use tapir_cni::protocol::{Refusal, Reply, Request};
 use tokio::sync::oneshot;
 
+use super::cluster_verbs::Question;
 use super::{Daemon, Deferred};
 use crate::cni::{Call, Message};
 
@@ -43,6 +44,10 @@ impl Daemon {
             Request::Peers => done.answer(Ok(self.peers())),
             Request::IpamShow => done.answer(Ok(self.ipam())),
             Request::IpamRelease { address } => self.release(address, done),
+            Request::IpamCheck { fix } => self.ask(Question::Check { fix, before: None, done }),
+            Request::NodeDelete { name } => self.ask(Question::Delete { name, done }),
+            Request::StoreEntries { after, limit } => self.entries(after, limit, done),
+            Request::StoreAccept => done.answer(Ok(serde_json::json!({ "accepted": self.accept() }))),
             Request::Drops { after } => done.answer(Ok(self.drops(after))),
         }
     }

@@ -28,6 +28,7 @@ mod attachment;
 mod backend;
 mod clocked;
 mod cluster;
+mod cluster_verbs;
 mod del_queue;
 mod dispatch;
 mod embedded;

@@ -6,6 +6,7 @@
 //!
 //! What a node must remember by itself, whether or not it can reach a store, is a file of its own: [`local`].
 
+pub mod document;
 mod error;
 pub mod etcd;
 mod interface;

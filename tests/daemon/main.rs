@@ -6,6 +6,7 @@
 mod node;
 
 mod attach;
+mod cluster;
 mod config;
 mod crash;
 mod direct;

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod carry;
 mod conformance;
 mod faults;
 mod server;
