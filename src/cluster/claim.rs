@@ -260,7 +260,9 @@ impl Member {
     }
 
     fn claim_ahead(&mut self, holdings: &Holdings, ipv6: bool, now: Duration) {
-        let under_way = self.claiming.keys().any(|prefix| is_ipv6(*prefix) == ipv6);
+        // Of a block that was confirmed a moment ago it is not known yet how full it is.
+        let new = self.ranges().into_iter().any(|range| !holdings.fill.contains_key(&range) && is_ipv6(range) == ipv6);
+        let under_way = new || self.claiming.keys().any(|prefix| is_ipv6(*prefix) == ipv6);
         if under_way || self.free(holdings, ipv6) >= self.low(ipv6) || self.is_at_limit(ipv6) {
             return;
         }
