@@ -34,6 +34,9 @@ pub struct Durable {
     /// Addresses of other nodes' blocks that it may give out.
     #[serde(default)]
     pub borrowed: BTreeSet<IpAddr>,
+    /// Blocks and borrowed addresses that the store, when it was last heard, did not say are this node's.
+    #[serde(default)]
+    pub doubted: BTreeSet<IpNet>,
     /// The store once forgot what it had said, and was at this revision then: what was last written up to there may be
     /// long over.
     #[serde(default)]

@@ -14,7 +14,7 @@
 //! 3. **What is given up is given up at home first.** Before a block is released or an address is offered to others, it is
 //!    on this node's disk that it gives out nothing of it any more.
 //!
-//! Without the store, whatever was confirmed when it was last seen stays this node's.
+//! Without the store, whatever was confirmed when it was last seen stays this node's; it is remembered what was not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -216,6 +216,7 @@ impl Member {
             return Vec::new();
         }
         let mut writes = self.register(&holdings.own);
+        self.doubt();
         if self.is_registered() {
             writes.extend(self.keep_blocks(now));
             writes.extend(self.make_pools());
@@ -249,7 +250,11 @@ impl Member {
     /// The ranges that this node gives addresses out of: its trusted blocks, and what it has borrowed.
     pub fn ranges(&self) -> Vec<IpNet> {
         let trusted = self.durable.owned.keys().filter(|prefix| self.is_trusted(**prefix)).copied();
-        let borrowed = self.durable.borrowed.iter().filter(|address| !self.connected || self.is_lent_to_me(**address));
+        let trusts = |address: &IpAddr| match self.connected {
+            true => self.is_lent_to_me(*address),
+            false => !self.durable.doubted.contains(&IpNet::from(*address)),
+        };
+        let borrowed = self.durable.borrowed.iter().filter(|address| trusts(address));
         trusted.chain(borrowed.map(|&address| IpNet::from(address))).collect()
     }
 
@@ -355,9 +360,16 @@ impl Member {
         block.node == self.me.name && block.claim == owned.claim && block.stage == Stage::Confirmed
     }
 
+    /// Remembers what the store does not say is this node's: without the store, too, that is not given out.
+    fn doubt(&mut self) {
+        let owned = self.owned().filter(|&prefix| !self.agrees(prefix));
+        let borrowed = self.durable.borrowed.iter().filter(|address| !self.is_lent_to_me(**address));
+        self.durable.doubted = owned.chain(borrowed.map(|&address| address.into())).collect();
+    }
+
     fn is_trusted(&self, prefix: IpNet) -> bool {
         let Some(owned) = self.durable.owned.get(&prefix) else { return false };
-        let doubtful = self.connected && !self.agrees(prefix);
+        let doubtful = if self.connected { !self.agrees(prefix) } else { self.durable.doubted.contains(&prefix) };
         !owned.releasing && !doubtful && !self.contested.contains_key(&prefix)
     }
 
