@@ -78,6 +78,8 @@ pub struct Member {
     pub(super) own: BTreeMap<Key, (Revision, String)>,
     /// The store knows that this node's daemon runs.
     pub(super) announced: bool,
+    /// The store knew this node when it last looked.
+    pub(super) here: bool,
     /// The name or address is somebody else's.
     pub(super) refused: BTreeMap<Kind, String>,
     /// Blocks that were lost to others since this was last asked.
@@ -112,6 +114,7 @@ impl Member {
             alive: None,
             own: BTreeMap::new(),
             announced: false,
+            here: false,
             refused: BTreeMap::new(),
             lost: Vec::new(),
             busy: BTreeMap::new(),
@@ -137,6 +140,7 @@ impl Member {
         if rewound {
             self.durable.rewound = Some(revision);
             self.renew_claims();
+            self.own.clear();
         }
         self.connected = true;
         self.heard();

@@ -14,6 +14,13 @@ impl Member {
         if !self.announced {
             return Vec::new();
         }
+        let stored = self.replica.nodes().get(&self.me.name).filter(|known| !known.held);
+        let here = stored.is_some_and(|known| known.record.instance == self.me.instance && !known.record.leaving);
+        if self.here && !here {
+            // What others don't follow may have been removed with it.
+            self.own.clear();
+        }
+        self.here = here;
         let key = Key::new(Kind::Address, self.me.address);
         let address = record::text(&Address { node: self.me.name.clone() });
         let known = self.own.get(&key);
@@ -38,9 +45,8 @@ impl Member {
     }
 
     /// This node was thought to be gone, and its blocks may be being freed: each is to be written anew, so that who
-    /// acts on the old picture fails. What others don't follow may be gone already.
+    /// acts on the old picture fails.
     pub(super) fn renew_claims(&mut self) {
-        self.own.clear();
         for prefix in self.owned().collect::<Vec<_>>() {
             let claim = self.new_claim();
             if let Some(owned) = self.durable.owned.get_mut(&prefix) {

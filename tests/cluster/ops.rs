@@ -92,8 +92,8 @@ impl World {
         if reinstall {
             (machine.disk, machine.copy) = Default::default();
             machine.identity.instance.push('x');
-            self.ledger.assign(node, Default::default(), Default::default(), now)?;
         }
+        self.remember(node);
         self.observe(node)?;
         self.after(Duration::from_secs(down), node, Event::Start);
         Ok(())

@@ -58,7 +58,7 @@ impl World {
                 Kind::Address => parse::<Address>(&entry.value).map(|address| address.node).unwrap_or_default(),
                 _ => entry.key.name.clone(),
             };
-            if !nodes.contains_key(&name) && !self.machines.iter().any(|machine| machine.intruder) {
+            if !nodes.contains_key(&name) && self.machine(&name).is_none_or(|index| !self.machines[index].gone) {
                 return Err(format!("{} is of {name}, which is no node", entry.key));
             }
         }

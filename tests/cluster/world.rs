@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use tapir::cluster::record::Stage;
-use tapir::cluster::{Kind, Write};
+use tapir::cluster::{Kind, Member, Write};
 
 use crate::daemon::{Daemon, Link};
 use crate::ledger::Ledger;
@@ -245,11 +245,22 @@ impl World {
     /// The daemon of a node dies; it is back after a time.
     pub fn crash(&mut self, node: usize, down: Duration) {
         self.say(|| format!("n{node} crashes"));
+        self.remember(node);
         let machine = &mut self.machines[node];
         machine.daemon = None;
         machine.fuse = None;
         machine.epoch += 1;
         self.after(down, node, Event::Start);
+    }
+
+    /// What a daemon gives out that starts and does not hear the store: what counts while there is none.
+    pub fn remember(&mut self, node: usize) {
+        let machine = &self.machines[node];
+        let durable = machine.disk.durable.clone();
+        let member = Member::new(machine.identity.clone(), machine.policy.clone(), durable, false, 0);
+        let withheld = member.withheld().collect();
+        // Nothing was sent that is not on disk: it can't stand against anybody else's.
+        let _ = self.ledger.assign(node, member.ranges().into_iter().collect(), withheld, self.now);
     }
 
     /// One more step of a daemon. False: it dies before it.
