@@ -32,6 +32,7 @@ mod cluster_verbs;
 mod del_queue;
 mod dispatch;
 mod embedded;
+mod join;
 mod parked;
 mod prober;
 mod reload;

@@ -5,7 +5,6 @@
 //! packets flow again before anything slow happens.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{BuildHasher, RandomState};
 use std::io::ErrorKind;
 use std::net::{IpAddr, TcpListener};
 use std::os::fd::OwnedFd;
@@ -19,23 +18,21 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::attachment::{Attachment, Stage, interface};
-use super::cluster::Cluster;
 use super::dispatch::Done;
-use super::embedded;
+use super::join;
 use super::prober::Prober;
 use super::verbs::MAX_WANTED;
 use super::{BACKLOG, Backend, Daemon, DaemonError, Failure, Inputs, Links, Report, Signals, del_queue, reload};
 use crate::api::drops::History;
-use crate::cluster::{Durable, Identity, Kind, Member};
+use crate::cluster::Durable;
 use crate::cni::{Server, ServerError};
-use crate::config::{self, Config, Place, StoreKind};
+use crate::config::{Config, Place, StoreKind};
 use crate::control::ipam::{Freed, Ipam};
-use crate::control::{Desired, Event, Topology, Underlay};
+use crate::control::{Desired, Event, Topology};
 use crate::host::{HostError, clock, netns, pod, tapir0, underlay};
 use crate::stats::PortStats;
 use crate::store::local::{Found, Store, StoreError};
-use crate::store::session::{Session, Update};
-use crate::store::{Embedded, Etcd, Phase, Record, State, etcd};
+use crate::store::{Phase, Record, State};
 use crate::table::{PortId, Publisher};
 use crate::worker::{self, Event as WorkerEvent, Workers};
 
@@ -78,8 +75,8 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
     let Recovered { own, durable, fresh, .. } = recovered.clone();
     let (settled, freed) = settle(recovered, &queued, store.instance(), worker::queues(count), started);
     let ipam = assign(&config, &settled, &freed, &own, path)?;
-    let me = identity(&config, &underlay, store.instance());
-    let (cluster, updates) = join(&config, me, durable, fresh, &store)?;
+    let me = join::identity(&config, &underlay, store.instance());
+    let (cluster, updates) = join::join(&config, me, durable, fresh, &store)?;
 
     let publisher = Publisher::default();
     let (failed, failures) = mpsc::unbounded_channel();
@@ -134,68 +131,6 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
     let endpoints = daemon.attachments.len();
     tracing::info!(endpoints, ?took, socket = %daemon.config.node.socket.display(), "ready");
     Ok((daemon, Inputs { server, http, updates, failures, reports, signals }))
-}
-
-/// Who this node is.
-fn identity(config: &Config, underlay: &Underlay, instance: &str) -> Identity {
-    Identity {
-        name: config.node.name.clone(),
-        instance: instance.to_owned(),
-        address: underlay.address,
-        subnet: underlay.subnet.trunc(),
-        transport: config.underlay.transport.name().to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        labels: config.node.labels.clone(),
-    }
-}
-
-/// Begins to take part in the cluster, with what this node remembers of it.
-fn join(
-    config: &Config,
-    me: Identity,
-    mut durable: Durable,
-    fresh: bool,
-    store: &Store,
-) -> Result<(Cluster, mpsc::Receiver<Update>), DaemonError> {
-    let now = clock::now();
-    let seed = RandomState::new().hash_one(&me.name);
-    let name = me.name.clone();
-    let policy = embedded::policy(config);
-    let (member, session, updates, embedded) = match config.store.kind {
-        StoreKind::Embedded => {
-            embedded::own(config, &mut durable);
-            let memory = embedded::memory(config, &durable);
-            let (entries, revision) = (memory.list(&Kind::WATCHED).entries, memory.revision());
-            let embedded = Embedded::new(memory);
-            let (session, updates) = Session::start(embedded.clone());
-            let mut member = Member::new(me, policy, durable, false, seed);
-            member.remember(entries, revision);
-            (member, session, updates, Some(embedded))
-        }
-        StoreKind::Etcd => {
-            let etcd = Etcd::new(settings(&config.store)).map_err(DaemonError::Cluster)?;
-            let (session, updates) = Session::start(etcd);
-            let (entries, revision) = store.load_cluster();
-            let mut member = Member::new(me, policy, durable, fresh, seed);
-            member.remember(entries, revision);
-            (member, session, updates, None)
-        }
-    };
-    let amnesic = fresh && embedded.is_none();
-    let cluster = Cluster::new(member, session, embedded, amnesic, now);
-    cluster.announce(&name);
-    Ok((cluster, updates))
-}
-
-fn settings(store: &config::Store) -> etcd::Settings {
-    etcd::Settings {
-        endpoints: store.endpoints.clone(),
-        prefix: store.prefix.clone(),
-        ca: store.ca.clone(),
-        identity: store.cert.clone().zip(store.key.clone()),
-        user: store.username.clone().zip(store.password_file.clone()),
-        ..etcd::Settings::default()
-    }
 }
 
 /// Half of the cores: the other half has the pods to run (`docs/decisions/008-workers.md`).

@@ -194,7 +194,7 @@ impl Daemon {
     fn attach(&mut self, id: u64, addresses: Vec<IpAddr>) {
         for &address in &addresses {
             let handle = AttachmentId { container_id: id.to_string(), interface: "eth0".into() };
-            self.usage.insert(address, Use { handle, namespace: String::new(), pod: String::new() });
+            self.usage.insert(address, Use { handle, namespace: String::new(), pod: String::new(), delegated: false });
         }
         self.attachments.insert(id, addresses);
     }

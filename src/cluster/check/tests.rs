@@ -39,14 +39,15 @@ impl World {
             ("usage/a", json!({"addresses": {"10.244.0.2": pod("one"), "10.244.0.3": pod("two")}})),
             ("usage/b", json!({"addresses": {"10.244.1.2": pod("three"), "10.244.0.61": pod("four")}})),
         ];
-        let owned = Owned { claim: "a1".into(), releasing: false, withheld: addresses(["10.244.0.60", "10.244.0.61"]) };
+        let owned =
+            Owned { claim: "a1".into(), withheld: addresses(["10.244.0.60", "10.244.0.61"]), ..Owned::default() };
         let attachments: BTreeMap<_, _> =
             [(id("one"), addresses(["10.244.0.2"])), (id("two"), addresses(["10.244.0.3"]))].into();
         let local = Local {
             node: "a".into(),
             interfaces: Some(attachments.keys().cloned().collect()),
             attachments,
-            durable: Durable { owned: [(net("10.244.0.0/26"), owned)].into(), borrowed: BTreeSet::new() },
+            durable: Durable { owned: [(net("10.244.0.0/26"), owned)].into(), ..Durable::default() },
             pending: BTreeSet::new(),
         };
         Self { entries: entries.map(|(key, value)| (key.to_owned(), value)).into(), local }
@@ -346,7 +347,7 @@ fn cluster(lives: &[Life]) -> World {
             }
             if number == 0 {
                 let withheld = offered.iter().chain(lent.keys()).copied().collect();
-                world.local.durable.owned.insert(prefix, Owned { claim: "x".into(), releasing: false, withheld });
+                world.local.durable.owned.insert(prefix, Owned { claim: "x".into(), withheld, ..Owned::default() });
             }
             let entry = json!({"node": name, "claim": "x", "stage": "confirmed", "offered": offered, "lent": lent});
             world.set(&Key::new(Kind::Block, prefix).to_string(), entry);

@@ -1,0 +1,77 @@
+//! The beginning of a node's part in the cluster: who it is, and what it remembers.
+
+use std::hash::{BuildHasher, RandomState};
+
+use tokio::sync::mpsc;
+
+use super::cluster::Cluster;
+use super::{DaemonError, embedded};
+use crate::cluster::{Durable, Identity, Kind, Member};
+use crate::config::{self, Config, StoreKind};
+use crate::control::Underlay;
+use crate::host::clock;
+use crate::store::local::Store;
+use crate::store::session::{Session, Update};
+use crate::store::{Embedded, Etcd, etcd};
+
+/// Who this node is.
+pub(super) fn identity(config: &Config, underlay: &Underlay, instance: &str) -> Identity {
+    Identity {
+        name: config.node.name.clone(),
+        instance: instance.to_owned(),
+        address: underlay.address,
+        subnet: underlay.subnet.trunc(),
+        transport: config.underlay.transport.name().to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        labels: config.node.labels.clone(),
+    }
+}
+
+/// Begins to take part in the cluster, with what this node remembers of it.
+pub(super) fn join(
+    config: &Config,
+    me: Identity,
+    mut durable: Durable,
+    fresh: bool,
+    store: &Store,
+) -> Result<(Cluster, mpsc::Receiver<Update>), DaemonError> {
+    let now = clock::now();
+    let seed = RandomState::new().hash_one(&me.name);
+    let name = me.name.clone();
+    let policy = embedded::policy(config);
+    let (member, session, updates, embedded) = match config.store.kind {
+        StoreKind::Embedded => {
+            embedded::own(config, &mut durable);
+            let memory = embedded::memory(config, &durable);
+            let (entries, revision) = (memory.list(&Kind::WATCHED).entries, memory.revision());
+            let embedded = Embedded::new(memory);
+            let (session, updates) = Session::start(embedded.clone());
+            let mut member = Member::new(me, policy, durable, false, seed);
+            member.remember(entries, revision);
+            (member, session, updates, Some(embedded))
+        }
+        StoreKind::Etcd => {
+            let etcd = Etcd::new(settings(&config.store)).map_err(DaemonError::Cluster)?;
+            let (session, updates) = Session::start(etcd);
+            let (entries, revision) = store.load_cluster();
+            let mut member = Member::new(me, policy, durable, fresh, seed);
+            member.remember(entries, revision);
+            (member, session, updates, None)
+        }
+    };
+    let amnesic = fresh && embedded.is_none();
+    let cluster = Cluster::new(member, session, embedded, amnesic, now);
+    cluster.announce(&name);
+    Ok((cluster, updates))
+}
+
+fn settings(store: &config::Store) -> etcd::Settings {
+    etcd::Settings {
+        endpoints: store.endpoints.clone(),
+        prefix: store.prefix.clone(),
+        ca: store.ca.clone(),
+        identity: store.cert.clone().zip(store.key.clone()),
+        user: store.username.clone().zip(store.password_file.clone()),
+        ..etcd::Settings::default()
+    }
+}
