@@ -176,7 +176,9 @@ impl Member {
 
     /// A block of this node as this node remembers it.
     fn as_remembered(&self, prefix: IpNet, owned: &Owned, stage: Stage) -> Block {
-        let Owned { claim, withheld, lent, .. } = owned.clone();
+        let Owned { claim, withheld, mut lent, .. } = owned.clone();
+        // Who was removed meanwhile has nothing; a store that has forgotten much may not know everybody yet.
+        lent.retain(|_, to| self.is_rewound() || self.replica.nodes().contains_key(to));
         let offered = withheld.into_iter().filter(|address| !lent.contains_key(address) && prefix.contains(address));
         Block { node: self.me.name.clone(), claim, stage, offered: offered.collect(), lent }
     }

@@ -173,6 +173,6 @@ impl Member {
     /// Whether the store agrees that this node has borrowed an address.
     pub(super) fn is_lent_to_me(&self, address: IpAddr) -> bool {
         let mut blocks = self.replica.overlapping(IpNet::from(address));
-        blocks.any(|(_, known)| known.held || known.record.lent.get(&address) == Some(&self.me.name))
+        blocks.any(|(_, known)| known.record.lent.get(&address) == Some(&self.me.name))
     }
 }
