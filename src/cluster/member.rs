@@ -26,7 +26,7 @@ use serde::Serialize;
 use super::claim::{Claiming, is_ipv6};
 use super::holdings::{Durable, Holdings};
 use super::identity::{Identity, Policy};
-use super::record::{self, Block, Stage};
+use super::record::{self, Block};
 use super::replica::{Known, Replica};
 use super::sweep::Absence;
 use super::{Change, Entry, Expect, Key, Kind, Revision, Write, Written};
@@ -80,6 +80,8 @@ pub struct Member {
     pub(super) announced: bool,
     /// The store knew this node when it last looked.
     pub(super) here: bool,
+    /// The pools are being made.
+    making: bool,
     /// The name or address is somebody else's.
     pub(super) refused: BTreeMap<Kind, String>,
     /// Blocks that were lost to others since this was last asked.
@@ -115,6 +117,7 @@ impl Member {
             own: BTreeMap::new(),
             announced: false,
             here: false,
+            making: false,
             refused: BTreeMap::new(),
             lost: Vec::new(),
             busy: BTreeMap::new(),
@@ -251,17 +254,6 @@ impl Member {
         &mut self.replica
     }
 
-    /// The ranges that this node gives addresses out of: its trusted blocks, and what it has borrowed.
-    pub fn ranges(&self) -> Vec<IpNet> {
-        let trusted = self.durable.owned.keys().filter(|prefix| self.is_trusted(**prefix)).copied();
-        let trusts = |address: &IpAddr| match self.connected {
-            true => self.is_lent_to_me(*address),
-            false => !self.durable.doubted.contains(&IpNet::from(*address)),
-        };
-        let borrowed = self.durable.borrowed.iter().filter(|address| trusts(address));
-        trusted.chain(borrowed.map(|&address| IpNet::from(address))).collect()
-    }
-
     /// Every block that this node has, trusted or not: what leads nowhere unless a pod has it.
     pub fn owned(&self) -> impl Iterator<Item = IpNet> {
         self.durable.owned.keys().copied()
@@ -356,42 +348,23 @@ impl Member {
         self.replica.blocks().get(&prefix).filter(|known| !known.held)
     }
 
-    /// Whether the store agrees that a block of this node is this node's, by the same claim.
-    pub(super) fn agrees(&self, prefix: IpNet) -> bool {
-        let owned = self.durable.owned.get(&prefix);
-        let (Some(owned), Some(known)) = (owned, self.stored(prefix)) else { return false };
-        let block = &known.record;
-        block.node == self.me.name && block.claim == owned.claim && block.stage == Stage::Confirmed
-    }
-
-    /// Remembers what the store does not say is this node's: without the store, too, that is not given out.
-    fn doubt(&mut self) {
-        let owned = self.owned().filter(|&prefix| !self.agrees(prefix));
-        let borrowed = self.durable.borrowed.iter().filter(|address| !self.is_lent_to_me(**address));
-        self.durable.doubted = owned.chain(borrowed.map(|&address| address.into())).collect();
-    }
-
-    fn is_trusted(&self, prefix: IpNet) -> bool {
-        let Some(owned) = self.durable.owned.get(&prefix) else { return false };
-        let doubtful = if self.connected { !self.agrees(prefix) } else { self.durable.doubted.contains(&prefix) };
-        !owned.releasing && !doubtful && !self.contested.contains_key(&prefix)
-    }
-
     /// What was written has been seen.
     fn heard(&mut self) {
         let revision = self.replica.revision();
         self.busy.retain(|_, busy| !matches!(busy, Busy::Echo(until) if *until <= revision));
     }
 
-    fn make_pools(&self) -> Vec<Write> {
-        // What the store has lost is everybody's to write again.
-        let held = self.replica.pools().iter().filter(|(_, known)| known.held);
-        let mut lost = held.map(|(prefix, known)| put(Kind::Pool, prefix, &known.record, Expect::Absent));
-        if !self.replica.pools().is_empty() {
-            return lost.find(|write| self.is_idle(&write.key)).into_iter().collect();
-        }
-        let missing = self.policy.pools.iter().map(|(prefix, pool)| put(Kind::Pool, prefix, pool, Expect::Absent));
-        missing.filter(|write| self.is_idle(&write.key)).collect()
+    /// Writes the pools of the config if the cluster has none: all of them, if it takes several goes. What the store has
+    /// lost is everybody's to write again.
+    fn make_pools(&mut self) -> Vec<Write> {
+        let pools = self.replica.pools();
+        self.making |= pools.is_empty();
+        self.making &= self.policy.pools.iter().any(|(prefix, _)| !pools.contains_key(prefix));
+        let wanted = self.policy.pools.iter().filter(|(prefix, _)| self.making && !pools.contains_key(prefix));
+        let held = pools.iter().filter(|(_, known)| known.held).map(|(prefix, known)| (prefix, &known.record));
+        let missing = wanted.map(|(prefix, pool)| (prefix, pool)).chain(held);
+        let writes = missing.map(|(prefix, pool)| put(Kind::Pool, prefix, pool, Expect::Absent));
+        writes.filter(|write| self.is_idle(&write.key)).collect()
     }
 
     fn tell(&mut self, holdings: &Holdings, now: Duration) -> Option<Write> {

@@ -19,6 +19,7 @@ mod register;
 mod replica;
 mod snapshot;
 mod sweep;
+mod trust;
 
 pub use entry::{Change, Entry, Expect, Key, Kind, Revision, Write, Written};
 pub use holdings::{Durable, Fill, Holdings, Owned};

@@ -312,7 +312,10 @@ impl Replica {
 
     /// The store has these no more: they are removed, or held if they are too many to be believed.
     fn lose(&mut self, keys: &[Key], rewound: bool, now: Duration) {
-        let (meant, doubtful): (Vec<&Key>, Vec<&Key>) = keys.iter().partition(|key| self.may_go(key));
+        let (meant, doubtful): (Vec<&Key>, Vec<&Key>) = keys.iter().partition(|key| {
+            let pool = rewound && key.kind == Kind::Pool;
+            self.may_go(key) && !pool
+        });
         for key in meant {
             if key.kind == Kind::Node {
                 self.forget_held_of(&key.name);

@@ -309,7 +309,10 @@ impl World {
                 // A loan of a block whose owner was deleted goes with that.
                 let loan = prefix.prefix_len() == prefix.max_prefix_len() && !self.declared.is_empty();
                 if !listed && !other && !loan {
-                    return Err(format!("n{node} forgets {prefix} of {name}: the store was rewound"));
+                    let known = self.daemon(node).and_then(|(daemon, _)| {
+                        daemon.member.replica().block_of(prefix.addr()).map(|(net, known)| (net, known.clone()))
+                    });
+                    return Err(format!("n{node} forgets {prefix} of {name}: the store was rewound; {known:?}"));
                 }
             }
         }

@@ -259,6 +259,7 @@ impl World {
         let durable = machine.disk.durable.clone();
         let member = Member::new(machine.identity.clone(), machine.policy.clone(), durable, false, 0);
         let withheld = member.withheld().collect();
+        self.ledger.restarted(node);
         // Nothing was sent that is not on disk: it can't stand against anybody else's.
         let _ = self.ledger.assign(node, member.ranges().into_iter().collect(), withheld, self.now);
     }
