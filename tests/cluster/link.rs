@@ -230,6 +230,8 @@ impl World {
         daemon.gathering = false;
         daemon.forgotten |= forgotten;
         daemon.member.disconnected();
+        // It gives up nothing as long as it does not hear the store.
+        self.ledger.restarted(node);
         self.say(|| format!("n{node} loses its watch"));
     }
 
@@ -292,6 +294,10 @@ impl World {
         let Some((daemon, clock)) = self.daemon(node) else { return Ok(()) };
         let rewound = daemon.seen.is_some_and(|(seen, of)| revision < seen || of != origin);
         let before = rewound.then(|| routes(&daemon.member));
+        let replaced: Vec<IpNet> =
+            if rewound { daemon.member.replica().blocks().keys().copied().collect() } else { Vec::new() };
+        let taken: Vec<IpNet> = entries.iter().filter_map(|entry| tapir::cluster::record::prefix(&entry.key)).collect();
+        let overlap = |one: &IpNet, other: &IpNet| one.contains(other) || other.contains(one);
         let listed: BTreeSet<Key> = entries.iter().map(|entry| entry.key.clone()).collect();
         daemon.member.listed(entries, revision, rewound, clock);
         daemon.seen = Some((revision, origin));
@@ -305,6 +311,9 @@ impl World {
                 let outer = (0..=prefix.prefix_len())
                     .filter_map(|length| Some(IpNet::new(prefix.addr(), length).ok()?.trunc()));
                 let listed = outer.into_iter().any(|outer| listed.contains(&Key::new(Kind::Block, outer)));
+                // A held block goes as a whole when another takes a part of it.
+                let around = replaced.iter().filter(|block| block.contains(prefix));
+                let listed = listed || around.clone().any(|block| taken.iter().any(|other| overlap(block, other)));
                 let other = after.values().flatten().any(|other| other.contains(prefix) || prefix.contains(other));
                 // A loan of a block whose owner was deleted goes with that.
                 let loan = prefix.prefix_len() == prefix.max_prefix_len() && !self.declared.is_empty();

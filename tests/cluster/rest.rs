@@ -46,8 +46,8 @@ impl World {
                 return Err(format!("{prefix} of {} is still pending", block.node));
             }
             for name in block.lent.values().chain([&block.node]) {
-                // Of a store that was wiped, a node that is gone for good says nothing any more.
-                let forgotten = self.store.rewound.is_some() && !self.lives(name);
+                // A lender that was away may remember a node that was removed meanwhile, or lost with the store.
+                let forgotten = !self.lives(name);
                 if !nodes.contains_key(name) && !forgotten {
                     return Err(format!("{prefix} is of {name}, or lent to it, which is no node"));
                 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use tapir::cluster::record::Stage;
+use tapir::cluster::record::{Block, Stage};
 use tapir::cluster::{Kind, Member, Write};
 
 use crate::daemon::{Daemon, Link};
@@ -442,7 +442,8 @@ impl World {
                 }
             }
         }
-        let fresh = before.as_ref().is_none_or(|before| before.stage == Stage::Pending || before.node != after.node);
+        let same = |before: &Block| before.stage == after.stage && before.claim == after.claim;
+        let fresh = before.as_ref().is_none_or(|before| !same(before));
         if fresh && self.store.rewound.is_some() {
             self.ledger.excuse_released(*prefix, self.machine(&after.node));
             for (node, net) in self.ledger.concerned(*prefix) {
