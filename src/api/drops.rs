@@ -3,7 +3,7 @@
 //! A worker keeps the last drops as they happened; the history takes them from there often enough that few are lost,
 //! gives each a rising number for those who follow, and keeps as many.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 
@@ -27,12 +27,20 @@ pub struct History {
 }
 
 impl History {
-    /// Takes what workers have kept. `name` tells what a port is called at this time.
-    pub fn take<'a>(&mut self, stats: impl Iterator<Item = &'a WorkerStats>, name: impl Fn(PortId) -> String) {
+    /// Takes what workers have kept. `name` tells what a port is called at this time. Returns the addresses that somebody
+    /// sent to and that lead nowhere.
+    pub fn take<'a>(
+        &mut self,
+        stats: impl Iterator<Item = &'a WorkerStats>,
+        name: impl Fn(PortId) -> String,
+    ) -> BTreeSet<IpAddr> {
         // A worker that drops without pause must not keep us here.
         let kept = stats.flat_map(|worker| std::iter::from_fn(|| worker.last_drops.pop()).take(LAST_DROPS));
         let mut records: Vec<DropRecord> = kept.collect();
         records.sort_by_key(|record| record.time);
+        let unrouted = records.iter().filter(|record| record.reason == DropReason::NoRoute);
+        let unrouted = unrouted.filter_map(|record| header(packet(record), record.length)).map(|it| it.destination);
+        let unrouted = unrouted.collect();
         for record in records {
             self.number += 1;
             if self.last.len() == LAST_DROPS {
@@ -40,6 +48,7 @@ impl History {
             }
             self.last.push_back(describe(self.number, &record, name(record.port)));
         }
+        unrouted
     }
 
     /// The counters, and the drops with a number above `after`.
@@ -56,9 +65,7 @@ impl History {
 }
 
 fn describe(number: u64, record: &DropRecord, port: String) -> Drop {
-    let header = &record.header[..usize::from(record.captured).min(record.header.len())];
-    let packet = header.get(usize::from(record.network)..).unwrap_or_default();
-    let (src, dst, protocol) = endpoints(packet, record.length);
+    let (src, dst, protocol) = endpoints(packet(record), record.length);
     Drop {
         number,
         time: rfc3339(record.time),
@@ -68,17 +75,32 @@ fn describe(number: u64, record: &DropRecord, port: String) -> Drop {
         dst,
         protocol,
         length: record.length,
-        header: hexadecimal(header),
+        header: hexadecimal(kept(record)),
         hint: record.reason.hint().into(),
     }
 }
 
-/// Source, destination and protocol of the beginning of an IP packet of `length` bytes; empty where it is none.
-fn endpoints(packet: &[u8], length: u32) -> (String, String, String) {
-    // The header is checked against the packet's length, of which only the beginning was kept.
+/// What was kept of a packet, from its frame's beginning.
+fn kept(record: &DropRecord) -> &[u8] {
+    &record.header[..usize::from(record.captured).min(record.header.len())]
+}
+
+/// What was kept of a packet, from its IP header.
+fn packet(record: &DropRecord) -> &[u8] {
+    kept(record).get(usize::from(record.network)..).unwrap_or_default()
+}
+
+/// The header of a packet of `length` bytes, of which this is the beginning.
+fn header(packet: &[u8], length: u32) -> Option<Header> {
+    // It is checked against the packet's length, of which only the beginning was kept.
     let mut whole = packet.to_vec();
     whole.resize((length as usize).max(packet.len()).min(usize::from(u16::MAX) + 40), 0);
-    let Ok(header) = Header::parse(&whole) else { return Default::default() };
+    Header::parse(&whole).ok()
+}
+
+/// Source, destination and protocol of the beginning of an IP packet of `length` bytes; empty where it is none.
+fn endpoints(packet: &[u8], length: u32) -> (String, String, String) {
+    let Some(header) = header(packet, length) else { return Default::default() };
     let ports = packet
         .get(header.transport..header.transport + 4)
         .filter(|_| matches!(header.protocol, TCP | UDP) && header.fragment != Fragment::Later);
@@ -121,7 +143,7 @@ mod tests {
     }
 
     /// 10.0.0.1:4096 to 10.0.0.2:80, protocol as given, 1500 bytes of which 96 are kept.
-    fn packet(protocol: u8) -> Vec<u8> {
+    fn bytes(protocol: u8) -> Vec<u8> {
         let mut packet = vec![0x45, 0, 0x05, 0xdc, 0, 0, 0x40, 0, 64, protocol, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
         packet.extend([0x10, 0, 0, 80]);
         packet.resize(DROP_HEADER - 14, 0);
@@ -131,14 +153,14 @@ mod tests {
     #[test]
     fn a_cut_packet_is_described() {
         let mut frame = vec![0xee; 14];
-        frame.extend(packet(TCP));
+        frame.extend(bytes(TCP));
         let drop = describe(7, &record(&frame, 14, 1500), "default/web".into());
         assert_eq!((drop.src.as_str(), drop.dst.as_str()), ("10.0.0.1:4096", "10.0.0.2:80"));
         assert_eq!((drop.protocol.as_str(), drop.reason.as_str(), drop.length), ("tcp", "no_route", 1500));
         assert_eq!((drop.number, drop.port.as_str()), (7, "default/web"));
         assert!(drop.header.starts_with("eeeeeeeeeeeeeeeeeeeeeeeeeeee4500"));
         assert_eq!(drop.header.len(), 2 * DROP_HEADER);
-        let drop = describe(8, &record(&packet(47), 0, 1500), String::new());
+        let drop = describe(8, &record(&bytes(47), 0, 1500), String::new());
         assert_eq!((drop.src.as_str(), drop.dst.as_str(), drop.protocol.as_str()), ("10.0.0.1", "10.0.0.2", "47"));
     }
 
@@ -159,9 +181,10 @@ mod tests {
         let mut history = History::default();
         for _ in 0..2 {
             for _ in 0..LAST_DROPS {
-                stats.last_drops.force_push(record(&packet(UDP), 0, 1500));
+                stats.last_drops.force_push(record(&bytes(UDP), 0, 1500));
             }
-            history.take(workers(), |port| format!("port {port}"));
+            let unrouted = history.take(workers(), |port| format!("port {port}"));
+            assert_eq!(unrouted, BTreeSet::from([IpAddr::from([10, 0, 0, 2])]));
         }
         stats.drops[DropReason::NoRoute as usize].add(3);
         let all = history.answer(workers(), 0);

@@ -61,7 +61,7 @@ impl Daemon {
     /// Takes the worker's last drops into the history.
     pub(super) fn take_drops(&mut self) {
         let attachments = &self.attachments;
-        self.history.take(self.workers.stats(), |port| match port {
+        let unrouted = self.history.take(self.workers.stats(), |port| match port {
             PortId::TUNNEL => "tunnel".into(),
             PortId::HOST => "host".into(),
             PortId::TUNNEL_UDP => "tunnel-udp".into(),
@@ -70,6 +70,9 @@ impl Daemon {
                 pod.map_or_else(|| format!("port {port}, gone"), |attachment| attachment.endpoint().name())
             }
         });
+        // Somebody still remembers a pod that is gone: its address is not for the next one yet.
+        let now = clock::now();
+        self.dirty |= unrouted.into_iter().filter(|&address| self.ipam.seen(address, now)).count() > 0;
     }
 
     /// Everything that is wrong, in words, with the node and with single pods.
