@@ -27,3 +27,6 @@ pub use identity::{Identity, Policy};
 pub use member::Member;
 pub use replica::{Affected, Known, Neighbour, Replica};
 pub use snapshot::{Snapshot, Stored};
+
+#[cfg(test)]
+mod tests;

@@ -219,10 +219,10 @@ impl Ledger {
 
     /// What was excused must be over: nothing is held twice.
     pub fn is_settled(&self) -> Result<(), String> {
-        for (address, nodes) in self.holders.iter().filter(|(_, nodes)| nodes.len() > 1) {
-            return Err(format!("{address} is still held by nodes {nodes:?}"));
+        match self.holders.iter().find(|(_, nodes)| nodes.len() > 1) {
+            Some((address, nodes)) => Err(format!("{address} is still held by nodes {nodes:?}")),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 

@@ -9,7 +9,7 @@ use tapir::store::Lease;
 
 use crate::daemon::Link;
 use crate::mutation::Mutation;
-use crate::world::{Event, World};
+use crate::world::{Event, LOST_REWOUND, World};
 
 /// When nobody has answered by then, nobody will.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -299,6 +299,7 @@ impl World {
         let taken: Vec<IpNet> = entries.iter().filter_map(|entry| tapir::cluster::record::prefix(&entry.key)).collect();
         let overlap = |one: &IpNet, other: &IpNet| one.contains(other) || other.contains(one);
         let listed: BTreeSet<Key> = entries.iter().map(|entry| entry.key.clone()).collect();
+        let fresh = daemon.seen.is_none();
         daemon.member.listed(entries, revision, rewound, clock);
         daemon.seen = Some((revision, origin));
         daemon.forgotten = false;
@@ -325,9 +326,25 @@ impl World {
                 }
             }
         }
+        if fresh {
+            self.adopt(node, (origin, revision));
+        }
         self.ledger.heard(node, origin, revision, now);
         self.follow(node, revision, origin);
         Ok(())
+    }
+
+    /// Who has lost its memory believes the store, even one that was restored from before others had what it says.
+    fn adopt(&mut self, node: usize, when: (u64, Revision)) {
+        let name = self.machines[node].identity.name.clone();
+        let blocks = self.store.blocks().iter().filter(|(_, block)| block.node == name).map(|(prefix, _)| *prefix);
+        let blocks: Vec<IpNet> = blocks.filter(|_| self.store.rewound.is_some()).collect();
+        let concerned: Vec<_> = blocks.into_iter().flat_map(|prefix| self.ledger.concerned(prefix)).collect();
+        for (other, net) in concerned {
+            if other != node {
+                self.ledger.estrange(other, net, when, LOST_REWOUND);
+            }
+        }
     }
 
     fn follow(&mut self, node: usize, after: Revision, origin: u64) {

@@ -3,7 +3,8 @@
 //! so is looked for after every step.
 //!
 //! A run depends on its [`script::Script`] only. `TAPIR_SEED=N` runs that one; `TAPIR_SIM_RUNS` and `TAPIR_SIM_OPS` ask
-//! for more; `TAPIR_SIM_LOG=1` tells what happened before a failure.
+//! for more, from `TAPIR_SIM_FIRST` on; `TAPIR_SIM_LOG=1` tells what happened before a failure, and `TAPIR_NOSHRINK=1`
+//! leaves a failing script as long as it is.
 
 mod daemon;
 mod faults;
@@ -13,6 +14,7 @@ mod machine;
 mod mutation;
 mod ops;
 mod random;
+mod regressions;
 mod rest;
 mod script;
 mod shrink;

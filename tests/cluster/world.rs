@@ -25,7 +25,7 @@ pub const STILL: Duration = Duration::from_secs(60);
 /// How long a node believes in a block that the store gives to another.
 const LOST: Duration = Duration::from_secs(30);
 /// The same when the store was rewound.
-const LOST_REWOUND: Duration = Duration::from_secs(330);
+pub const LOST_REWOUND: Duration = Duration::from_secs(330);
 
 /// Something that will happen.
 #[derive(Debug)]
