@@ -21,7 +21,7 @@ fn node(number: usize) -> Entry {
     let record = Node {
         instance: format!("{number:016x}"),
         address: address(number),
-        subnet: "172.31.0.0/16".parse().unwrap(),
+        subnet: "172.31.0.0/16".parse().expect("well-formed"),
         transport: "auto".into(),
         version: "1".into(),
         labels: BTreeMap::new(),
@@ -29,7 +29,7 @@ fn node(number: usize) -> Entry {
         leaving: false,
     };
     let key = Key::new(Kind::Node, format!("node-{number}"));
-    Entry { key, value: serde_json::to_string(&record).unwrap(), revision: number as u64 + 1 }
+    Entry { key, value: serde_json::to_string(&record).expect("JSON"), revision: number as u64 + 1 }
 }
 
 fn block(number: usize, which: usize) -> (Entry, std::net::IpAddr) {
@@ -43,7 +43,7 @@ fn block(number: usize, which: usize) -> (Entry, std::net::IpAddr) {
     };
     let key = Key::new(Kind::Block, format!("{first}/26"));
     let own = Ipv4Addr::from(first.to_bits() + 1);
-    (Entry { key, value: serde_json::to_string(&record).unwrap(), revision: number as u64 + 1 }, own.into())
+    (Entry { key, value: serde_json::to_string(&record).expect("JSON"), revision: number as u64 + 1 }, own.into())
 }
 
 fn entries(number: usize) -> impl Iterator<Item = Entry> {
@@ -60,14 +60,14 @@ fn pool() -> Entry {
         reserved: Vec::new(),
     };
     let key = Key::new(Kind::Pool, "10.0.0.0/8");
-    Entry { key, value: serde_json::to_string(&record).unwrap(), revision: 1 }
+    Entry { key, value: serde_json::to_string(&record).expect("JSON"), revision: 1 }
 }
 
 /// What the daemon does with what has changed: one event for each node that it concerns. Returns how many.
 fn take_over(replica: &mut Replica, desired: &mut Desired) -> usize {
     let nodes = replica.take_affected().nodes;
     for name in &nodes {
-        let neighbour = replica.neighbour(name).unwrap();
+        let neighbour = replica.neighbour(name).expect("a node that is there");
         desired.apply(Event::Peer(Peer {
             name: name.clone(),
             address: neighbour.address,
@@ -83,7 +83,7 @@ fn member() -> Member {
         name: "me".into(),
         instance: "me".into(),
         address: [172, 31, 255, 1].into(),
-        subnet: "172.31.0.0/16".parse().unwrap(),
+        subnet: "172.31.0.0/16".parse().expect("well-formed"),
         transport: "ipip".into(),
         version: "1".into(),
         labels: BTreeMap::new(),
@@ -92,13 +92,16 @@ fn member() -> Member {
 }
 
 fn desired() -> Desired {
-    let pool = control::Pool { cidr: "10.0.0.0/8".parse().unwrap(), encapsulation: control::Encapsulation::Always };
+    let pool = control::Pool {
+        cidr: "10.0.0.0/8".parse().expect("well-formed"),
+        encapsulation: control::Encapsulation::Always,
+    };
     let topology = Topology { pools: vec![pool], ranges: Vec::new(), own: Vec::new(), mtu: None };
     let underlay = Underlay {
         interface: "eth0".into(),
         index: 2,
         address: [172, 31, 255, 1].into(),
-        subnet: "172.31.255.1/16".parse().unwrap(),
+        subnet: "172.31.255.1/16".parse().expect("well-formed"),
         mtu: 1500,
     };
     Desired::new(topology, underlay)
