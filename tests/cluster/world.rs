@@ -213,7 +213,7 @@ impl World {
         index
     }
 
-    /// Everything that was broken is whole again, and every machine that is not gone runs.
+    /// Everything that was broken is whole again; what does not run starts in its time.
     fn heal(&mut self) {
         self.calm = true;
         self.store.down = self.now;
@@ -222,9 +222,6 @@ impl World {
             let machine = &mut self.machines[index];
             machine.fuse = None;
             (machine.store_cut, machine.data_cut, machine.lossy, machine.slow.1) = (now, now, now, now);
-            if machine.daemon.is_none() && !machine.gone {
-                self.after(Duration::ZERO, index, Event::Start);
-            }
         }
     }
 
