@@ -63,7 +63,7 @@ fn small_clusters_keep_every_rule() {
         println_outcome(seed, &check(&Script::small(seed)));
         return;
     }
-    let runs = number("TAPIR_SIM_RUNS").unwrap_or(300);
+    let runs = number("TAPIR_SIM_RUNS").unwrap_or(200);
     let next = AtomicU64::new(number("TAPIR_SIM_FIRST").unwrap_or(0));
     let end = next.load(Ordering::Relaxed) + runs;
     let results = Mutex::new((Outcome::default(), BTreeMap::new()));
