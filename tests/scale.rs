@@ -135,7 +135,7 @@ fn a_thousand_nodes_are_heard_at_once_and_one_more_costs_its_own_routes() {
     assert_eq!(after.fib.len(), tables.fib.len() + BLOCKS);
     let visited = after.fib.visited();
     assert!(visited <= NODES * BLOCKS / 2, "{visited} routes were looked at");
-    println!(
+    eprintln!(
         "{NODES} nodes x {BLOCKS} blocks, {bytes} bytes from the store: heard and compiled in {whole:?}; \
          one more in {one:?}, {visited} routes looked at"
     );

@@ -120,7 +120,8 @@ impl Member {
         let adopted = (self.fresh || lends) && block.stage == Stage::Confirmed;
         if adopted {
             let withheld = block.offered.iter().chain(block.lent.keys()).copied().collect();
-            let (claim, lent) = (block.claim.clone(), block.lent.clone());
+            // Whoever had it under the old claim, with this node's name, is not to trust it any more.
+            let (claim, lent) = (self.new_claim(), block.lent.clone());
             let owned = Owned { claim, releasing: false, withheld, lent };
             self.durable.owned.insert(prefix, owned);
             return None;

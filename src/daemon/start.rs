@@ -199,6 +199,8 @@ fn recover(store: &Store, boot: &str, config: &Config, now: Duration) -> Result<
             let count = state.attachments.len();
             tracing::info!(attachments = count, "the state is of an earlier boot; its namespaces are gone");
             let addresses = state.attachments.into_iter().flat_map(|record| record.addresses);
+            // What had been freed before the boot may not have cooled yet.
+            let addresses = addresses.chain(state.freed.iter().map(|freed| freed.address));
             let freed = addresses.map(|address| Freed { address, at: now }).collect();
             Ok(Recovered { records: Vec::new(), freed, own: state.own, durable: state.cluster, fresh: false })
         }
