@@ -119,7 +119,7 @@ impl Daemon {
         }
     }
 
-    /// Whether a peer answers through the tunnel.
+    /// Whether a peer answers.
     pub(super) fn is_up(&self, peer: std::net::Ipv4Addr) -> bool {
         self.prober.state(peer) == State::Up
     }

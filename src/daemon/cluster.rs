@@ -363,7 +363,7 @@ impl Daemon {
         }
     }
 
-    /// The nodes that answer through the tunnel.
+    /// The nodes that answer probes.
     pub(super) fn reachable(&self) -> BTreeSet<String> {
         let up = self.desired.peers().filter(|peer| self.is_up(peer.address));
         up.map(|peer| peer.name.clone()).collect()

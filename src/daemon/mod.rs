@@ -31,6 +31,7 @@ mod cluster;
 mod cluster_verbs;
 mod del_queue;
 mod dispatch;
+mod echoes;
 mod embedded;
 mod join;
 mod parked;
@@ -309,6 +310,7 @@ impl Daemon {
                 Some(report) = reports.recv() => self.take_in(report),
                 Some(query) = queries.recv() => self.inform(query),
                 () = until(self.prober.wait()) => self.probe(),
+                told = self.prober.told() => self.take_told(told),
                 _ = ticks.tick() => self.tick(),
                 _ = signals.hangup.recv() => self.reload(),
                 _ = signals.end.recv() => break Ok(()),

@@ -1,13 +1,14 @@
-//! Probes of the other nodes: from what [`Health`] wants to what the workers send, and back.
+//! Probes of the other nodes: from what [`Health`] wants to what the workers send, or the host's stack, and back.
 
 use std::hash::{BuildHasher, RandomState};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use super::Daemon;
+use super::echoes::{Echoes, Told};
 use crate::api::types::Peer;
 use crate::config::Transport as Choice;
-use crate::control::health::{self, Decision, Health, Probe, State};
+use crate::control::health::{self, Decision, Health, Node, Probe, Reach, State};
 use crate::control::{self, Event, Underlay, rib};
 use crate::host::clock;
 use crate::io::TunnelError;
@@ -23,6 +24,8 @@ pub(super) struct Prober {
     health: Health,
     /// Pods of other nodes can't know it.
     cookie: u64,
+    /// Past the tunnel.
+    echoes: Echoes,
     /// The peers may be others than those that are probed.
     stale: bool,
 }
@@ -31,7 +34,8 @@ impl Prober {
     pub fn new(transport: Choice, underlay: &Underlay) -> Self {
         let health = Health::new(health_config(transport, false, underlay));
         // The standard library's hashers have keys that nobody knows.
-        Self { health, cookie: RandomState::new().hash_one("probes"), stale: true }
+        let cookie = RandomState::new().hash_one("probes");
+        Self { health, cookie, echoes: Echoes::default(), stale: true }
     }
 
     /// An event is about to change what is known of the peers.
@@ -50,6 +54,11 @@ impl Prober {
     /// Whether a peer answers.
     pub fn state(&self, peer: Ipv4Addr) -> State {
         self.health.report(peer, clock::now()).map_or(State::Unknown, |report| report.state)
+    }
+
+    /// Waits for what becomes of probes past the tunnel.
+    pub async fn told(&self) -> Vec<Told> {
+        self.echoes.told().await
     }
 
     /// How long until [`Daemon::probe`] has something to do; none: until something happens.
@@ -77,22 +86,68 @@ impl Daemon {
         self.follow_peers(now);
         let probes = self.prober.health.due(now);
         for transport in [Transport::Ipip, Transport::Udp] {
-            let probes: Vec<Probe> = probes.iter().filter(|probe| probe.transport == transport).copied().collect();
-            self.send_probes(transport, &probes);
+            let is_one = |probe: &&Probe| probe.transport == Some(transport);
+            self.send_probes(transport, &probes.iter().filter(is_one).copied().collect::<Vec<_>>());
+        }
+        for probe in probes.iter().filter(|probe| probe.transport.is_none()) {
+            self.send_echo(probe);
         }
         self.decide();
     }
 
-    /// Probes the peers there are. Those whose packets take no tunnel can't be, nor can any without an address to ask from.
+    /// Probes the peers there are, if this node has an address to ask from.
     fn follow_peers(&mut self, now: Duration) {
         let config = health_config(self.config.underlay.transport, self.links.tunnel_udp, self.desired.underlay());
         self.prober.health.configure(config, now);
         if !std::mem::take(&mut self.prober.stale) {
             return;
         }
-        let peers = self.desired.active_peers().filter(|peer| !rib::is_direct(&self.desired, peer));
-        let peers = peers.filter(|_| self.desired.own_v4().is_some());
-        self.prober.health.sync(peers.map(|peer| (peer.address, &peer.own[..])), now);
+        let (desired, own) = (&self.desired, self.desired.own_v4());
+        let node = |peer| match rib::is_direct(desired, peer) {
+            true => Node { address: peer.address, own: &peer.own, reach: Reach::Direct },
+            false => Node { address: peer.address, own: &peer.own, reach: Reach::Tunnel },
+        };
+        let nodes: Vec<Node<'_>> = desired.active_peers().filter(|_| own.is_some()).map(node).collect();
+        self.prober.echoes.keep(nodes.iter().any(|node| node.reach == Reach::Direct), own);
+        self.prober.health.sync(nodes, now);
+    }
+
+    /// Sends a probe that takes no tunnel.
+    fn send_echo(&mut self, probe: &Probe) {
+        let Some(own) = self.desired.own_v4() else { return };
+        if let Err(cause) = self.prober.echoes.send(own, self.prober.cookie, probe) {
+            self.prober.health.failed(probe, &cause, clock::now());
+        }
+    }
+
+    /// Takes in what became of probes that took no tunnel. What comes from nobody's own address is no answer.
+    pub(super) fn take_told(&mut self, told: Vec<Told>) {
+        let (now, underlay) = (clock::now(), self.desired.underlay().address);
+        let here = [Some(underlay), self.desired.own_v4()];
+        let health = &mut self.prober.health;
+        for told in told {
+            match told {
+                Told::Answered(probe) => {
+                    if let Some(peer) = health.direct_at(probe.source) {
+                        health.answered(peer, None, probe.sequence, now);
+                    }
+                }
+                Told::Refused(refusal) => {
+                    let Some(peer) = health.direct_at(refusal.destination) else { continue };
+                    if refusal.kind == TOO_BIG {
+                        health.too_big(peer, Reach::Direct, refusal.mtu, now);
+                        continue;
+                    }
+                    let (kind, code) = refusal.kind;
+                    // The host's own stack says so by ICMP, too.
+                    let offender = refusal.offender.filter(|offender| !here.contains(&Some(*offender)));
+                    if let Some(cause) = health::explain(Reach::Direct, kind, code, offender.map(IpAddr::V4)) {
+                        health.explained(peer, Reach::Direct, cause, now);
+                    }
+                }
+            }
+        }
+        self.decide();
     }
 
     fn send_probes(&mut self, transport: Transport, probes: &[Probe]) {
@@ -135,7 +190,7 @@ impl Daemon {
         if !event.reply {
             health.heard(event.peer, event.transport, now);
         } else if event.cookie == self.prober.cookie {
-            health.answered(event.peer, event.asked, event.sequence, now);
+            health.answered(event.peer, Some(event.asked), event.sequence, now);
         }
         self.decide();
     }
@@ -146,13 +201,13 @@ impl Daemon {
         if (error.kind, error.code) == TOO_BIG {
             let before = self.desired.peer_mtu(error.peer);
             self.apply(Event::PacketTooBig { peer: error.peer, mtu: error.mtu, now });
-            self.prober.health.too_big(error.peer, error.mtu, now);
+            self.prober.health.too_big(error.peer, Reach::Tunnel, error.mtu, now);
             let after = self.desired.peer_mtu(error.peer);
             if before != after {
                 tracing::info!(peer = %error.peer, from = before, to = after, "the path to a node is narrower");
             }
-        } else if let Some(cause) = health::explain(error.kind, error.code, error.offender) {
-            self.prober.health.explained(error.peer, cause, now);
+        } else if let Some(cause) = health::explain(Reach::Tunnel, error.kind, error.code, error.offender) {
+            self.prober.health.explained(error.peer, Reach::Tunnel, cause, now);
         }
         self.decide();
     }
@@ -189,11 +244,10 @@ impl Daemon {
         let active = self.desired.peer(peer.address).is_some_and(|active| active.name == peer.name);
         let is_direct = rib::is_direct(&self.desired, peer);
         let report = active.then(|| self.prober.health.report(peer.address, now)).flatten();
-        let unprobed = || match (active, is_direct) {
-            (false, _) => "not probed: left out, see the problems in status",
-            (true, true) => "not probed: packets go to it as they are",
-            (true, false) if self.desired.own_v4().is_none() => "not probed: no IPv4 address among this node's pods",
-            (true, false) => "not probed yet",
+        let unprobed = || match active {
+            false => "not probed: left out, see the problems in status",
+            true if self.desired.own_v4().is_none() => "not probed: no IPv4 address among this node's pods",
+            true => "not probed yet",
         };
         let age = |at: Duration| now.saturating_sub(at).as_secs();
         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);

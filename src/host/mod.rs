@@ -8,12 +8,14 @@
 //! | [`routes`] | the host's routes to pods, through `tapir0` and past it |
 //! | [`underlay`] | the network between nodes |
 //! | [`backend`] | which way of tunnelling the kernel is able to |
+//! | [`icmp`] | echo requests to other nodes, past the tunnel |
 //! | [`clock`] | time since boot, and which boot |
 //!
 //! Everything here is synchronous and idempotent, and says what it did not manage to do.
 
 pub mod backend;
 pub mod clock;
+pub mod icmp;
 pub mod netns;
 pub mod pod;
 pub mod routes;

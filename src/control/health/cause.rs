@@ -2,16 +2,16 @@
 
 use std::net::IpAddr;
 
-use super::State;
 use super::way::Way;
+use super::{Reach, State};
 use crate::table::Transport;
 
 /// What the words depend on.
 pub(super) struct Case<'a> {
     /// The way in use.
     pub used: &'a Way,
-    /// Which that is.
-    pub transport: Transport,
+    /// Which that is; none without a tunnel.
+    pub transport: Option<Transport>,
     /// The other way; none where it is not there.
     pub other: Option<&'a Way>,
     /// The UDP port, for the words.
@@ -40,15 +40,22 @@ impl Case<'_> {
     /// What is not as it should be with a peer that answers.
     fn blemish(&self) -> String {
         let mut words = Vec::new();
-        if self.auto && self.transport == Transport::Udp && self.other.is_some_and(|ipip| ipip.state() == State::Down) {
+        if self.auto
+            && self.transport == Some(Transport::Udp)
+            && self.other.is_some_and(|ipip| ipip.state() == State::Down)
+        {
             words.push(format!(
                 "protocol 4 is blocked, UDP port {} passes: allow protocol 4, or it stays on UDP",
                 self.port
             ));
         }
         if let Some(mtu) = self.used.path.found().filter(|&mtu| mtu < self.full) {
+            let then = match self.transport {
+                Some(_) => "tapir sends smaller packets",
+                None => "pods depend on its telling them so by ICMP",
+            };
             words.push(format!(
-                "path MTU {mtu}, expected {}: something between the nodes carries less; tapir sends smaller packets",
+                "path MTU {mtu}, expected {}: something between the nodes carries less; {then}",
                 self.full
             ));
         }
@@ -60,7 +67,12 @@ impl Case<'_> {
         let port = self.port;
         let passes = self.other.is_some_and(|other| other.answers_while_silent(self.used));
         let both = if self.other.is_some() { ", on either transport" } else { "" };
-        match self.transport {
+        let Some(transport) = self.transport else {
+            return "probes without a tunnel are not answered: is the node up, and does all that lies between carry pods' \
+                    addresses? If it does not, set encapsulation = \"always\""
+                .into();
+        };
+        match transport {
             Transport::Ipip if passes => {
                 format!("protocol 4 is blocked, UDP port {port} passes: set underlay.transport = \"auto\"")
             }
@@ -77,15 +89,18 @@ impl Case<'_> {
     }
 }
 
-/// What an ICMPv4 error about a tunnelled packet means for its peer (RFC 792, RFC 1812 §5.2.7.1); none where it says
-/// nothing about reachability.
-pub fn explain(kind: u8, code: u8, offender: Option<IpAddr>) -> Option<String> {
+/// What an ICMPv4 error about a packet that was sent to a peer by `reach` means for that (RFC 792, RFC 1812 §5.2.7.1); none
+/// where it says nothing about reachability.
+pub fn explain(reach: Reach, kind: u8, code: u8, offender: Option<IpAddr>) -> Option<String> {
     let what = match (kind, code) {
         (3, 0) => "no route: network unreachable",
         (3, 1) => "no route: host unreachable",
         (3, 2) => "protocol unreachable: is tapird running there?",
         (3, 3) => "port unreachable: is tapird running there, and its UDP port open?",
-        (3, 9 | 10 | 13) => "administratively prohibited: a firewall refuses the tunnel",
+        (3, 9 | 10 | 13) => match reach {
+            Reach::Tunnel => "administratively prohibited: a firewall refuses the tunnel",
+            Reach::Direct => "administratively prohibited: a firewall refuses pods' addresses",
+        },
         (3, 4) => return None,
         (3, _) => "no route: unreachable",
         (11, _) => "no route: time exceeded, a routing loop between the nodes",
@@ -101,10 +116,10 @@ mod tests {
 
     #[test]
     fn what_says_nothing_explains_nothing() {
-        assert_eq!(explain(3, 4, None), None);
-        assert_eq!(explain(4, 0, None), None);
-        assert_eq!(explain(3, 1, None).unwrap(), "no route: host unreachable (says this node)");
+        assert_eq!(explain(Reach::Tunnel, 3, 4, None), None);
+        assert_eq!(explain(Reach::Direct, 4, 0, None), None);
+        assert_eq!(explain(Reach::Direct, 3, 1, None).unwrap(), "no route: host unreachable (says this node)");
         let words = "protocol unreachable: is tapird running there? (says 9.9.9.9)";
-        assert_eq!(explain(3, 2, Some([9, 9, 9, 9].into())).unwrap(), words);
+        assert_eq!(explain(Reach::Tunnel, 3, 2, Some([9, 9, 9, 9].into())).unwrap(), words);
     }
 }

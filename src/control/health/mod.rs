@@ -4,7 +4,8 @@
 //!
 //! A *probe* is an echo request to another node's own pod address, sent through the tunnel as any packet would be. It is
 //! answered by the other node's forwarder over the transport it came by, or by its kernel as an ordinary ping, so an
-//! answer proves both directions of one *way*: one transport to one peer.
+//! answer proves both directions of one *way*: one transport to one peer. To a peer that is reached *directly* there is one
+//! way, and no tunnel: its probes take the host's own routes, as pods' packets to it do, and its kernel answers.
 //!
 //! **Schedule.** The way in use is probed every two seconds; where the transport is chosen here the other one is too,
 //! every ten. A probe is lost when it was not answered within four round trips, and half a second at least. A lost probe
@@ -22,7 +23,9 @@
 //! the transport in use is asked again before it is left. The nodes choose each for itself; they needn't agree.
 //!
 //! **Sizes.** Each way in use, or to be chosen, is checked with a probe of the underlay's own MTU when it comes up and
-//! every ten minutes, and the largest size that passes is searched if that does not: see `path_mtu`.
+//! every ten minutes, and the largest size that passes is searched if that does not: see `path_mtu`. Without a tunnel that is for the
+//! words only: whoever sends is told by routers what fits, and the kernel that answers may send fragments, so only the way
+//! there is measured.
 //!
 //! **Causes** follow from comparing: the transports with each other, small probes with large ones, our probes with those
 //! of the peer. What a router said goes before all of it for half a minute.
@@ -80,6 +83,26 @@ impl State {
     }
 }
 
+/// How packets reach a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Through the tunnel, over one of its transports.
+    Tunnel,
+    /// As they are, by the host's own routes.
+    Direct,
+}
+
+/// Another node, as far as it matters here.
+#[derive(Clone, Copy, Debug)]
+pub struct Node<'a> {
+    /// Its underlay address.
+    pub address: Ipv4Addr,
+    /// Its own addresses among its pods.
+    pub own: &'a [IpAddr],
+    /// How packets reach its own IPv4 address.
+    pub reach: Reach,
+}
+
 /// What the config and the underlay say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -98,9 +121,9 @@ pub struct Probe {
     pub peer: Ipv4Addr,
     /// The node's own address among its pods.
     pub target: Ipv4Addr,
-    /// How to send it.
-    pub transport: Transport,
-    /// How long to make it, in bytes of outer packet, with Don't Fragment set.
+    /// How to send it; none: as it is, by the host's own routes.
+    pub transport: Option<Transport>,
+    /// How long to make it, in bytes of outer packet, or of the only one, with Don't Fragment set.
     pub length: u16,
     /// What tells its answer from others of the same peer.
     pub sequence: u16,
@@ -138,8 +161,8 @@ pub struct Report {
     pub loss: f64,
     /// The measured path MTU, outer header included; none before it was.
     pub mtu: Option<u16>,
-    /// The transport in use.
-    pub transport: Transport,
+    /// The transport in use; none without a tunnel.
+    pub transport: Option<Transport>,
     /// Since when, since boot.
     pub since: Duration,
     /// When it last answered, over any transport, since boot.
@@ -184,27 +207,31 @@ impl Health {
         }
     }
 
-    /// The peers as they are: their underlay addresses and their own among their pods. One whose address to probe has
-    /// changed is another.
-    pub fn sync<'a>(&mut self, peers: impl IntoIterator<Item = (Ipv4Addr, &'a [IpAddr])>, now: Duration) {
+    /// The peers as they are. One whose address to probe has changed, or how it is reached, is another, and packets to it
+    /// take IPIP until it is known better.
+    pub fn sync<'a>(&mut self, nodes: impl IntoIterator<Item = Node<'a>>, now: Duration) {
         let target = |own: &[IpAddr]| {
             own.iter().find_map(|address| match address {
                 IpAddr::V4(address) => Some(*address),
                 IpAddr::V6(_) => None,
             })
         };
-        let wanted: BTreeMap<Ipv4Addr, Option<Ipv4Addr>> =
-            peers.into_iter().map(|(address, own)| (address, target(own))).collect();
-        let is_gone =
-            |(address, peer): (&Ipv4Addr, &Peer)| (wanted.get(address) != Some(&peer.target())).then_some(*address);
+        let wanted: BTreeMap<Ipv4Addr, (Option<Ipv4Addr>, Reach)> =
+            nodes.into_iter().map(|node| (node.address, (target(node.own), node.reach))).collect();
+        let is_gone = |(address, peer): (&Ipv4Addr, &Peer)| {
+            (wanted.get(address) != Some(&(peer.target(), peer.reach()))).then_some(*address)
+        };
         let gone: Vec<Ipv4Addr> = self.peers.iter().filter_map(is_gone).collect();
-        for peer in gone.iter().filter_map(|address| self.peers.remove_entry(address)) {
-            self.agenda.remove(&(peer.1.due, peer.0));
-            self.costly -= u32::from(peer.1.is_costly);
+        for (address, peer) in gone.iter().filter_map(|address| self.peers.remove_entry(address)) {
+            self.agenda.remove(&(peer.due, address));
+            self.costly -= u32::from(peer.is_costly);
+            if peer.transport() == Some(Transport::Udp) {
+                self.decisions.push(Decision::Transport { peer: address, transport: Transport::Ipip });
+            }
         }
-        for (address, target) in wanted {
+        for (address, (target, reach)) in wanted {
             if let Entry::Vacant(place) = self.peers.entry(address) {
-                place.insert(Peer::new(address, target, now));
+                place.insert(Peer::new(address, target, reach, now));
                 self.visit(address, now, |_, _| {});
             }
         }
@@ -245,12 +272,12 @@ impl Health {
         Some((*at).max(self.paid.saturating_sub((BURST - 1) * SPACING)))
     }
 
-    /// An answer to a probe of ours came from a peer.
-    pub fn answered(&mut self, peer: Ipv4Addr, transport: Transport, sequence: u16, now: Duration) {
+    /// An answer to a probe of ours came from a peer; `transport` is that of the probe.
+    pub fn answered(&mut self, peer: Ipv4Addr, transport: Option<Transport>, sequence: u16, now: Duration) {
         self.visit(peer, now, |peer, _| peer.answered(transport, sequence, now));
     }
 
-    /// A probe of the peer's own arrived here.
+    /// A probe of the peer's own arrived here by the tunnel.
     pub fn heard(&mut self, peer: Ipv4Addr, transport: Transport, now: Duration) {
         if let Some(peer) = self.peers.get_mut(&peer) {
             peer.heard(transport, now);
@@ -262,23 +289,31 @@ impl Health {
         self.visit(probe.peer, now, |peer, _| peer.failed(probe, cause, now));
     }
 
-    /// The underlay said why packets to a peer don't arrive, in the words of [`explain`].
-    pub fn explained(&mut self, peer: Ipv4Addr, cause: String, now: Duration) {
-        if let Some(peer) = self.peers.get_mut(&peer) {
+    /// The underlay said why packets don't arrive that went to a peer by `reach`, in the words of [`explain`].
+    pub fn explained(&mut self, peer: Ipv4Addr, reach: Reach, cause: String, now: Duration) {
+        if let Some(peer) = self.peers.get_mut(&peer).filter(|peer| peer.reach() == reach) {
             peer.explained(cause, now);
         }
     }
 
-    /// The underlay said that a packet to a peer was too big, and what would fit, in bytes of outer packet, 0 if it did
-    /// not say. That is taken to be in force until a measurement says otherwise.
-    pub fn too_big(&mut self, peer: Ipv4Addr, mtu: u32, now: Duration) {
+    /// The underlay said that a packet which went to a peer by `reach` was too big, and what would fit, in bytes of outer
+    /// packet, 0 if it did not say. That is taken to be in force until a measurement says otherwise.
+    pub fn too_big(&mut self, peer: Ipv4Addr, reach: Reach, mtu: u32, now: Duration) {
         let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
-        self.visit(peer, now, |peer, _| peer.too_big(mtu, now));
+        if self.peers.get(&peer).is_some_and(|peer| peer.reach() == reach) {
+            self.visit(peer, now, |peer, _| peer.too_big(mtu, now));
+        }
     }
 
     /// The address of a peer that is probed.
     pub fn target(&self, peer: Ipv4Addr) -> Option<Ipv4Addr> {
         self.peers.get(&peer).and_then(Peer::target)
+    }
+
+    /// The peer that is reached directly, and probed at that address.
+    pub fn direct_at(&self, target: Ipv4Addr) -> Option<Ipv4Addr> {
+        let mut direct = self.peers.iter().filter(|(_, peer)| peer.reach() == Reach::Direct);
+        direct.find(|(_, peer)| peer.target() == Some(target)).map(|(address, _)| *address)
     }
 
     /// What was decided since the last call, in order.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::cause::Case;
 use super::way::Way;
-use super::{Decision, Probe, Report, SMALL, State};
+use super::{Decision, Probe, Reach, Report, SMALL, State};
 use crate::table::Transport;
 
 /// While something is to be decided.
@@ -44,6 +44,14 @@ impl Rules {
     fn is_auto(&self) -> bool {
         self.fixed.is_none()
     }
+
+    /// The same for a peer that is reached so: where there is no tunnel, there is one way and no choice.
+    fn of(&self, reach: Reach) -> Self {
+        match reach {
+            Reach::Tunnel => *self,
+            Reach::Direct => Self { fixed: Some(Transport::Ipip), port: None, ..*self },
+        }
+    }
 }
 
 /// What is known of a peer. Times are since boot.
@@ -51,7 +59,9 @@ impl Rules {
 pub(super) struct Peer {
     address: Ipv4Addr,
     target: Option<Ipv4Addr>,
+    reach: Reach,
     sequence: u16,
+    /// Without a tunnel, the only way.
     ipip: Way,
     udp: Way,
     transport: Transport,
@@ -70,10 +80,11 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub fn new(address: Ipv4Addr, target: Option<Ipv4Addr>, now: Duration) -> Self {
+    pub fn new(address: Ipv4Addr, target: Option<Ipv4Addr>, reach: Reach, now: Duration) -> Self {
         Self {
             address,
             target,
+            reach,
             sequence: 0,
             ipip: Way::default(),
             udp: Way::default(),
@@ -93,8 +104,23 @@ impl Peer {
         self.target
     }
 
+    pub fn reach(&self) -> Reach {
+        self.reach
+    }
+
+    /// The transport in use; none without a tunnel.
+    pub fn transport(&self) -> Option<Transport> {
+        self.tunnelled(self.transport)
+    }
+
+    /// That transport, unless there is no tunnel.
+    fn tunnelled(&self, transport: Transport) -> Option<Transport> {
+        (self.reach == Reach::Tunnel).then_some(transport)
+    }
+
     /// Takes in what time and answers have done.
     pub fn step(&mut self, rules: &Rules, now: Duration, decisions: &mut Vec<Decision>) {
+        let rules = &rules.of(self.reach);
         for transport in TRANSPORTS {
             self.way_mut(transport).expire(now);
         }
@@ -113,7 +139,8 @@ impl Peer {
     pub fn probe(&mut self, rules: &Rules, now: Duration) -> Option<Probe> {
         let target = self.target?;
         let sequence = self.sequence.wrapping_add(1);
-        let (transport, length) = self.wanted(rules, sequence, now)?;
+        let (transport, length) = self.wanted(&rules.of(self.reach), sequence, now)?;
+        let transport = self.tunnelled(transport);
         self.sequence = sequence;
         Some(Probe { peer: self.address, target, transport, length, sequence })
     }
@@ -138,6 +165,7 @@ impl Peer {
 
     /// When the peer has to be looked at next, unless something happens before.
     pub fn next(&self, rules: &Rules) -> Duration {
+        let rules = &rules.of(self.reach);
         let of_way = |transport| {
             let way = self.way(transport);
             let size = way.path.due(way.timeout()).filter(|_| self.is_sized(transport, rules));
@@ -146,8 +174,12 @@ impl Peer {
         TRANSPORTS.into_iter().filter_map(of_way).min().unwrap_or(Duration::MAX)
     }
 
-    /// An answer came to the probe with that number.
-    pub fn answered(&mut self, transport: Transport, sequence: u16, now: Duration) {
+    /// An answer came to the probe with that number, unless that went to what the peer was before.
+    pub fn answered(&mut self, transport: Option<Transport>, sequence: u16, now: Duration) {
+        if transport.is_some() != (self.reach == Reach::Tunnel) {
+            return;
+        }
+        let transport = transport.unwrap_or(self.transport);
         let way = self.way_mut(transport);
         way.answered(sequence, now);
         way.path.answered(sequence, now);
@@ -156,14 +188,16 @@ impl Peer {
         }
     }
 
-    /// A probe of the peer's own came.
+    /// A probe of the peer's own came by the tunnel.
     pub fn heard(&mut self, transport: Transport, now: Duration) {
-        self.way_mut(transport).heard = Some(now);
+        if self.reach == Reach::Tunnel {
+            self.way_mut(transport).heard = Some(now);
+        }
     }
 
     /// A probe could not be sent.
     pub fn failed(&mut self, probe: &Probe, cause: &str, now: Duration) {
-        let way = self.way_mut(probe.transport);
+        let way = self.way_mut(probe.transport.unwrap_or(self.transport));
         way.failed(probe.sequence);
         way.path.failed(probe.sequence);
         if probe.length == SMALL {
@@ -184,13 +218,14 @@ impl Peer {
     }
 
     pub fn report(&self, rules: &Rules, now: Duration) -> Report {
+        let rules = &rules.of(self.reach);
         let (used, unused) = (self.way(self.transport), self.way(other(self.transport)));
         let is_fresh = |at: &Duration, lifetime| now.saturating_sub(*at) < lifetime;
         // What came before the peer fell silent says nothing.
         let (heard, lifetime) = (used.heard.max(unused.heard), HEARD_LIFETIME.max(3 * rules.steady));
         let case = Case {
             used,
-            transport: self.transport,
+            transport: self.transport(),
             other: Some(unused).filter(|_| rules.is_open(other(self.transport))),
             port: rules.port.unwrap_or_default(),
             auto: rules.is_auto(),
@@ -205,7 +240,7 @@ impl Peer {
             round_trip: used.round_trip(),
             loss: used.loss(),
             mtu: used.path.found(),
-            transport: self.transport,
+            transport: self.transport(),
             since: self.since,
             last_seen: used.seen.max(unused.seen),
         }
@@ -239,6 +274,10 @@ impl Peer {
         let moved = std::mem::take(&mut self.moved);
         let path = &mut self.way_mut(self.transport).path;
         let (true, Some(mtu)) = (path.take_news() || moved, path.found()) else { return };
+        if self.reach == Reach::Direct {
+            // What is in force is about the tunnel.
+            return;
+        }
         let narrow = mtu < rules.full;
         if narrow || self.is_narrowed {
             self.is_narrowed = narrow;

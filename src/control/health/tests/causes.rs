@@ -23,14 +23,14 @@ fn is(state: State, words: &str) -> (State, String) {
 fn protocol_4_is_blocked_and_udp_passes() {
     let world = blocked(AUTO, |link| link.ipip = false);
     let words = "protocol 4 is blocked, UDP port 5555 passes: allow protocol 4, or it stays on UDP";
-    assert_eq!((cause(&world), world.report(0).transport), (is(State::Up, words), Transport::Udp));
+    assert_eq!((cause(&world), world.used(0)), (is(State::Up, words), Transport::Udp));
 }
 
 #[test]
 fn protocol_4_is_blocked_and_udp_would_pass() {
     let world = blocked(Config { port: Some(5555), ..IPIP }, |link| link.ipip = false);
     let words = "protocol 4 is blocked, UDP port 5555 passes: set underlay.transport = \"auto\"";
-    assert_eq!((cause(&world), world.report(0).transport), (is(State::Down, words), Transport::Ipip));
+    assert_eq!((cause(&world), world.used(0)), (is(State::Down, words), Transport::Ipip));
     assert_eq!(world.switches(0), []);
 }
 
@@ -39,20 +39,23 @@ fn the_udp_port_is_blocked() {
     let config = Config { transport: Some(Transport::Udp), ..AUTO };
     let world = blocked(config, |link| link.udp = false);
     let words = "UDP port 5555 is blocked, protocol 4 passes: allow the port, or set underlay.transport = \"auto\"";
-    assert_eq!((cause(&world), world.report(0).transport), (is(State::Down, words), Transport::Udp));
+    assert_eq!((cause(&world), world.used(0)), (is(State::Down, words), Transport::Udp));
     assert_eq!(world.switches(0), [(seconds(1000), Transport::Udp)], "said at once, since nobody else knows");
     let mut world = World::new(config);
     world.run_for(seconds(2));
     world.sent = Default::default();
     world.run_for(seconds(20));
     assert_eq!(cause(&world), is(State::Up, ""));
-    assert!(world.sent[0].iter().all(|(_, probe)| probe.transport == Transport::Udp), "no other when all is well");
+    assert!(
+        world.sent[0].iter().all(|(_, probe)| probe.transport == Some(Transport::Udp)),
+        "no other when all is well"
+    );
 }
 
 #[test]
 fn udp_alone_being_blocked_is_no_blemish() {
     let world = blocked(AUTO, |link| link.udp = false);
-    assert_eq!((cause(&world), world.report(0).transport), (is(State::Up, ""), Transport::Ipip));
+    assert_eq!((cause(&world), world.used(0)), (is(State::Up, ""), Transport::Ipip));
 }
 
 #[test]
@@ -95,15 +98,15 @@ fn the_path_is_narrow() {
 #[test]
 fn what_a_router_said_goes_first_for_half_a_minute() {
     let mut world = blocked(IPIP, |link| link.ipip = false);
-    let told = explain(3, 1, Some([9, 9, 9, 9].into())).unwrap();
+    let told = explain(Reach::Tunnel, 3, 1, Some([9, 9, 9, 9].into())).unwrap();
     let now = world.now;
-    world.nodes[0].explained(ADDRESSES[1], told.clone(), now);
+    world.nodes[0].explained(ADDRESSES[1], Reach::Tunnel, told.clone(), now);
     world.run_for(seconds(29));
     assert_eq!(cause(&world), is(State::Down, "no route: host unreachable (says 9.9.9.9)"));
     world.run_for(seconds(1));
     assert!(cause(&world).1.starts_with("it does not answer"));
     let now = world.now;
-    world.nodes[0].explained(ADDRESSES[1], told, now);
+    world.nodes[0].explained(ADDRESSES[1], Reach::Tunnel, told, now);
     world.both(|link| link.ipip = true);
     world.run_for(seconds(3));
     assert_eq!(cause(&world), is(State::Up, ""), "it answers");
@@ -115,7 +118,7 @@ fn what_a_router_said_goes_first_for_half_a_minute() {
 #[test]
 fn this_node_can_not_send() {
     let mut health = Health::new(IPIP);
-    health.sync([(ADDRESSES[1], &OWN[1..])], seconds(1));
+    health.sync([peer(1, 1, Reach::Tunnel)], seconds(1));
     for _ in 0..3 {
         let now = health.next().unwrap();
         for probe in health.due(now) {
@@ -131,7 +134,8 @@ fn this_node_can_not_send() {
 fn there_is_nothing_to_probe() {
     let mut health = Health::new(IPIP);
     let v6 = ["fd00::1".parse().unwrap()];
-    health.sync([(ADDRESSES[0], &v6[..]), (ADDRESSES[1], &[][..])], seconds(1));
+    let node = |node: usize, own| Node { address: ADDRESSES[node], own, reach: Reach::Tunnel };
+    health.sync([node(0, &v6), node(1, &[])], seconds(1));
     assert_eq!((health.next(), health.due(seconds(9)).len()), (None, 0));
     for peer in ADDRESSES {
         let report = health.report(peer, seconds(9)).unwrap();

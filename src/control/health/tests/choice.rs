@@ -32,7 +32,7 @@ fn a_start_behind_a_block_ends_on_udp() {
     world.run_for(seconds(2));
     let switches = world.switches(0);
     assert_eq!(switches.len(), 1, "{switches:?}");
-    assert_eq!((world.report(0).state, world.report(0).transport), (State::Up, Transport::Udp));
+    assert_eq!((world.report(0).state, world.used(0)), (State::Up, Transport::Udp));
     assert_eq!(world.report(0).since, switches[0].0);
 }
 
@@ -62,7 +62,7 @@ fn the_hold_down_doubles_up_to_five_minutes_and_is_forgotten() {
         world.both(|link| link.ipip = true);
         let left = world.switches(0).last().copied().unwrap();
         assert_eq!(left.1, Transport::Udp);
-        while world.report(0).transport == Transport::Udp {
+        while world.used(0) == Transport::Udp {
             world.run_for(seconds(1));
         }
         held.push((world.switches(0).last().unwrap().0 - left.0).as_secs());
@@ -77,7 +77,7 @@ fn the_hold_down_doubles_up_to_five_minutes_and_is_forgotten() {
     world.run_for(seconds(4));
     world.both(|link| link.ipip = true);
     world.run_for(seconds(14));
-    assert_eq!(world.report(0).transport, Transport::Ipip, "a quiet minute makes up for all");
+    assert_eq!(world.used(0), Transport::Ipip, "a quiet minute makes up for all");
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn a_dead_transport_is_left_whatever_the_hold_down() {
     world.run_for(seconds(5));
     world.both(|link| (link.ipip, link.udp) = (true, false));
     world.run_for(seconds(5));
-    assert_eq!((world.report(0).transport, world.report(0).state), (Transport::Ipip, State::Up));
+    assert_eq!((world.used(0), world.report(0).state), (Transport::Ipip, State::Up));
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn a_kernel_that_only_answers_pings_is_a_peer_on_ipip() {
     world.both(|link| link.udp = false);
     world.run_for(seconds(100));
     let report = world.report(0);
-    assert_eq!((report.state, report.transport, report.cause.as_str()), (State::Up, Transport::Ipip, ""));
+    assert_eq!((report.state, report.transport, report.cause.as_str()), (State::Up, Some(Transport::Ipip), ""));
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn another_config_is_followed_at_once() {
     world.run_for(seconds(20));
     let now = world.now;
     world.nodes[0].configure(IPIP, now);
-    assert_eq!(world.report(0).transport, Transport::Ipip);
+    assert_eq!(world.used(0), Transport::Ipip);
     world.nodes[0].configure(Config { transport: Some(Transport::Udp), ..AUTO }, now);
     let peer = ADDRESSES[1];
     let decision = |transport| Decision::Transport { peer, transport };
@@ -144,7 +144,7 @@ fn weather(seed: u64, loss: u64) {
         let (ipip, udp) = (world.random(3) > 0, world.random(3) > 0);
         let mtu = [1500, 1500, 1400, 1280, 900][world.random(5) as usize];
         let delay = milliseconds([0, 1, 10, 50][world.random(4) as usize]);
-        world.both(|link| *link = Link { ipip, udp, mtu, delay, loss });
+        world.both(|link| *link = Link { ipip, udp, mtu, delay, loss, ..*link });
         let now = world.now;
         history[0].push((now, ipip));
         history[1].push((now, udp));
@@ -152,7 +152,7 @@ fn weather(seed: u64, loss: u64) {
         while world.now < end {
             world.run_for(milliseconds(100));
             for node in 0..2 {
-                let used = world.report(node).transport as usize;
+                let used = world.used(node) as usize;
                 let wrong = lately(&history[used], world.now, false) && lately(&history[1 - used], world.now, true);
                 assert!(!wrong || loss > 0, "seed {seed}: node {node} stays on {used} at {:?}", world.now);
             }
@@ -162,12 +162,12 @@ fn weather(seed: u64, loss: u64) {
         keeps_the_hold_down(&world.switches(node), &history[1], loss, seed);
         assert!(most_in_a_second(&world.sent[node]) <= 200);
     }
-    world.both(|link| *link = Link { ipip: true, udp: true, mtu: 1400, delay: milliseconds(1), loss: 0 });
+    world.both(|link| *link = Link { ipip: true, udp: true, mtu: 1400, delay: milliseconds(1), loss: 0, ..*link });
     world.run_for(seconds(660));
     for node in 0..2 {
         let report = world.report(node);
         let seen = (report.state, report.transport, report.mtu, report.loss);
-        assert_eq!(seen, (State::Up, Transport::Ipip, Some(1400), 0.0), "seed {seed}");
+        assert_eq!(seen, (State::Up, Some(Transport::Ipip), Some(1400), 0.0), "seed {seed}");
         let told = world.decided[node].iter().rev().find_map(|(_, decision)| match decision {
             Decision::PathMtu { mtu, .. } => Some(*mtu),
             Decision::Transport { .. } => None,

@@ -2,6 +2,7 @@
 
 mod causes;
 mod choice;
+mod direct;
 mod sizes;
 
 use super::*;
@@ -24,6 +25,8 @@ pub fn seconds(count: u64) -> Duration {
 pub struct Link {
     pub ipip: bool,
     pub udp: bool,
+    /// Packets without a tunnel.
+    pub direct: bool,
     pub mtu: u16,
     pub delay: Duration,
     /// Of a thousand.
@@ -31,10 +34,11 @@ pub struct Link {
 }
 
 impl Link {
-    pub fn passes(&self, transport: Transport) -> bool {
+    pub fn passes(&self, transport: Option<Transport>) -> bool {
         match transport {
-            Transport::Ipip => self.ipip,
-            Transport::Udp => self.udp,
+            Some(Transport::Ipip) => self.ipip,
+            Some(Transport::Udp) => self.udp,
+            None => self.direct,
         }
     }
 }
@@ -44,6 +48,11 @@ struct Packet {
     from: usize,
     reply: bool,
     probe: Probe,
+}
+
+/// A node of that number, with the own address of another, perhaps.
+pub fn peer(node: usize, own: usize, reach: Reach) -> Node<'static> {
+    Node { address: ADDRESSES[node], own: &OWN[own..=own], reach }
 }
 
 /// Two nodes, what lies between them, and what they have done.
@@ -62,20 +71,24 @@ pub struct World {
 
 impl World {
     pub fn new(config: Config) -> Self {
-        let link = Link { ipip: true, udp: true, mtu: 1500, delay: milliseconds(1), loss: 0 };
-        let now = seconds(1000);
-        let mut nodes = [Health::new(config), Health::new(config)];
-        for (node, health) in nodes.iter_mut().enumerate() {
-            health.sync([(ADDRESSES[1 - node], &OWN[1 - node..2 - node])], now);
-        }
-        Self {
-            now,
-            nodes,
+        let link = Link { ipip: true, udp: true, direct: true, mtu: 1500, delay: milliseconds(1), loss: 0 };
+        let mut world = Self {
+            now: seconds(1000),
+            nodes: [Health::new(config), Health::new(config)],
             links: [link; 2],
             decided: Default::default(),
             sent: Default::default(),
             under_way: BTreeMap::new(),
             seed: 1,
+        };
+        world.reach(Reach::Tunnel);
+        world
+    }
+
+    /// Has both reach each other so.
+    pub fn reach(&mut self, reach: Reach) {
+        for (node, health) in self.nodes.iter_mut().enumerate() {
+            health.sync([peer(1 - node, 1 - node, reach)], self.now);
         }
     }
 
@@ -97,6 +110,11 @@ impl World {
 
     pub fn report(&self, node: usize) -> Report {
         self.nodes[node].report(ADDRESSES[1 - node], self.now).expect("a peer")
+    }
+
+    /// The transport that a node uses.
+    pub fn used(&self, node: usize) -> Transport {
+        self.report(node).transport.expect("a tunnel")
     }
 
     /// The transports that the first node has changed to, and when.
@@ -147,7 +165,9 @@ impl World {
         if packet.reply {
             self.nodes[to].answered(ADDRESSES[packet.from], transport, sequence, self.now);
         } else {
-            self.nodes[to].heard(ADDRESSES[packet.from], transport, self.now);
+            if let Some(transport) = transport {
+                self.nodes[to].heard(ADDRESSES[packet.from], transport, self.now);
+            }
             self.send(Packet { from: to, reply: true, ..packet });
         }
     }
@@ -175,7 +195,7 @@ fn crowd(
         .map(|number| (Ipv4Addr::from(0xac10_0000 + number), [Ipv4Addr::from(0x0a00_0000 + number).into()]))
         .collect();
     let mut now = seconds(5);
-    health.sync(addresses.iter().map(|(address, own)| (*address, &own[..])), now);
+    health.sync(addresses.iter().map(|(address, own)| Node { address: *address, own, reach: Reach::Tunnel }), now);
     let (end, mut sent) = (now + time, Vec::new());
     while let Some(next) = health.next().filter(|&next| next <= end) {
         assert!(next >= now || health.agenda.first().is_some_and(|(at, _)| *at <= now));
@@ -203,7 +223,7 @@ fn no_more_than_two_hundred_probes_go_out_in_any_second() {
             let answer = |probe: &Probe| match answered {
                 0 => false,
                 1 => true,
-                _ => probe.transport == Transport::Udp,
+                _ => probe.transport == Some(Transport::Udp),
             };
             let (_, sent) = crowd(count, config, answer, seconds(60));
             let most = most_in_a_second(&sent);
@@ -217,7 +237,7 @@ fn no_more_than_two_hundred_probes_go_out_in_any_second() {
 fn nobody_is_forgotten_in_a_crowd() {
     for config in [IPIP, AUTO] {
         let (health, sent) =
-            crowd(5000, config, |probe| probe.transport == Transport::Udp || config == IPIP, seconds(600));
+            crowd(5000, config, |probe| probe.transport == Some(Transport::Udp) || config == IPIP, seconds(600));
         let mut last: BTreeMap<Ipv4Addr, Duration> = BTreeMap::new();
         for (at, probe) in sent.iter().filter(|(_, probe)| probe.length == SMALL) {
             let gap = *at - last.insert(probe.peer, *at).unwrap_or(seconds(5));
@@ -239,11 +259,11 @@ fn few_peers_are_probed_every_two_seconds_and_the_other_transport_every_ten() {
     world.run_for(seconds(10));
     world.sent = Default::default();
     world.run_for(seconds(100));
-    let count = |transport| world.sent[0].iter().filter(|(_, probe)| probe.transport == transport).count();
+    let count = |transport| world.sent[0].iter().filter(|(_, probe)| probe.transport == Some(transport)).count();
     assert_eq!((count(Transport::Ipip), count(Transport::Udp)), (50, 10));
     let mut world = World::new(IPIP);
     world.run_for(seconds(100));
-    assert!(world.sent[0].iter().all(|(_, probe)| probe.transport == Transport::Ipip));
+    assert!(world.sent[0].iter().all(|(_, probe)| probe.transport == Some(Transport::Ipip)));
     let report = world.report(0);
     assert_eq!((report.state, report.loss, report.round_trip), (State::Up, 0.0, Some(milliseconds(2))));
     assert_eq!((report.cause.as_str(), report.mtu), ("", Some(1500)));
@@ -253,19 +273,18 @@ fn few_peers_are_probed_every_two_seconds_and_the_other_transport_every_ten() {
 #[test]
 fn peers_come_and_go() {
     let mut health = Health::new(AUTO);
-    let peers = [(ADDRESSES[0], &OWN[..1]), (ADDRESSES[1], &OWN[1..])];
-    health.sync(peers, seconds(1));
+    health.sync([peer(0, 0, Reach::Tunnel), peer(1, 1, Reach::Tunnel)], seconds(1));
     assert_eq!(health.due(seconds(1)).len(), 4);
-    health.answered(ADDRESSES[0], Transport::Ipip, 1, seconds(1));
-    health.answered(ADDRESSES[1], Transport::Ipip, 1, seconds(1));
-    health.sync([(ADDRESSES[0], &OWN[..1]), (ADDRESSES[1], &OWN[..1])], seconds(2));
+    health.answered(ADDRESSES[0], Some(Transport::Ipip), 1, seconds(1));
+    health.answered(ADDRESSES[1], Some(Transport::Ipip), 1, seconds(1));
+    health.sync([peer(0, 0, Reach::Tunnel), peer(1, 0, Reach::Tunnel)], seconds(2));
     let state = |health: &Health, peer| health.report(peer, seconds(2)).map(|report| report.state);
     assert_eq!(state(&health, ADDRESSES[0]), Some(State::Up), "as before");
     assert_eq!(state(&health, ADDRESSES[1]), Some(State::Unknown), "another target is another peer");
     health.sync([], seconds(3));
     assert_eq!((state(&health, ADDRESSES[0]), health.next(), health.due(seconds(100)).len()), (None, None, 0));
     assert!(health.agenda.is_empty() && health.costly == 0);
-    health.answered(ADDRESSES[0], Transport::Ipip, 1, seconds(101));
-    health.too_big(ADDRESSES[0], 1400, seconds(101));
+    health.answered(ADDRESSES[0], Some(Transport::Ipip), 1, seconds(101));
+    health.too_big(ADDRESSES[0], Reach::Tunnel, 1400, seconds(101));
     assert_eq!(health.decisions(), []);
 }

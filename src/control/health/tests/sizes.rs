@@ -45,7 +45,7 @@ fn what_a_router_says_is_measured_at_once_and_taken_back_if_wrong() {
     world.run_for(seconds(100));
     world.both(|link| link.mtu = 1400);
     let now = world.now;
-    world.nodes[0].too_big(ADDRESSES[1], 1400, now);
+    world.nodes[0].too_big(ADDRESSES[1], Reach::Tunnel, 1400, now);
     assert_eq!(world.nodes[0].decisions(), [], "what was measured before does not overrule it");
     world.run_for(seconds(10));
     assert_eq!((world.report(0).mtu, world.report(1).mtu), (Some(1400), Some(1500)), "the other was not told");
@@ -55,7 +55,7 @@ fn what_a_router_says_is_measured_at_once_and_taken_back_if_wrong() {
     let retries = |world: &World| world.sent[0].iter().filter(|(_, probe)| probe.length != SMALL).count();
     for _ in 0..60 {
         let now = world.now;
-        world.nodes[0].too_big(ADDRESSES[1], 1400, now);
+        world.nodes[0].too_big(ADDRESSES[1], Reach::Tunnel, 1400, now);
         world.run_for(seconds(1));
     }
     assert_eq!(retries(&world), 1, "it is known already");
@@ -63,7 +63,7 @@ fn what_a_router_says_is_measured_at_once_and_taken_back_if_wrong() {
     let mut world = World::new(IPIP);
     world.run_for(seconds(100));
     let now = world.now;
-    world.nodes[0].too_big(ADDRESSES[1], 600, now);
+    world.nodes[0].too_big(ADDRESSES[1], Reach::Tunnel, 600, now);
     world.run_for(seconds(5));
     assert_eq!(paths(&world, 0), [1500], "a lie is corrected");
 }
@@ -103,7 +103,7 @@ fn the_mtu_follows_the_transport() {
     world.run_for(seconds(60));
     world.both(|link| link.ipip = false);
     world.run_for(seconds(10));
-    assert_eq!((world.report(0).transport, world.report(0).mtu), (Transport::Udp, Some(1400)));
+    assert_eq!((world.used(0), world.report(0).mtu), (Transport::Udp, Some(1400)));
     let now = world.now;
     for node in 0..2 {
         world.nodes[node].configure(Config { mtu: 1300, ..AUTO }, now);
