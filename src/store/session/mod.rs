@@ -226,10 +226,11 @@ impl<S: Store> Contact<S> {
         loop {
             let batch = watch.next().await?;
             for change in &batch.changes {
-                if let Change::Put(entry) = change
-                    && entry.key == layout::key()
-                {
-                    layout::check(entry)?;
+                match change {
+                    Change::Put(entry) if entry.key == layout::key() => layout::check(entry)?,
+                    // With all the rest, most likely: what follows is to be written in a layout that has a name.
+                    Change::Deleted { key, .. } if *key == layout::key() => layout::agree(&*self.store).await?,
+                    _ => {}
                 }
             }
             self.course.followed(batch.revision);

@@ -258,6 +258,21 @@ async fn another_layout_is_refused_until_it_is_ours() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_layout_that_was_deleted_is_written_again() {
+    let store = Flaky::new();
+    let (_session, mut updates) = Session::start(store.clone());
+    up(&mut updates).await;
+    listed(&mut updates).await;
+    let layout = || store.store().with(|memory| memory.get(&layout::key()).cloned());
+    let before = layout().expect("written on the first contact");
+    let remove = Write { key: layout::key(), value: None, expect: Expect::Revision(before.revision) };
+    assert!(matches!(store.store().with(|memory| memory.write(&remove)), Written::Done(_)));
+    assert_eq!(changed(&mut updates).await, ["-version"]);
+    assert_eq!(changed(&mut updates).await, ["+version"]);
+    assert_eq!(layout().expect("it is there again").value, before.value);
+}
+
+#[tokio::test(start_paused = true)]
 async fn writes_of_a_key_wait_for_each_other_and_others_do_not() {
     let store = Flaky::new();
     let (session, mut updates) = Session::start(store.clone());
