@@ -124,6 +124,12 @@ impl Cluster {
         self.stale = true;
     }
 
+    /// Whether the store is still to say what there is: it was just asked, or has no pools, which somebody is writing.
+    pub fn is_unheard(&self) -> bool {
+        let asked = !self.member.is_connected() || self.amnesic || self.member.replica().pools().is_empty();
+        asked && self.down.is_none()
+    }
+
     /// Sends what waited for the state to be on disk.
     pub fn send(&mut self) {
         for write in self.writes.drain(..) {

@@ -43,12 +43,13 @@ impl Daemon {
 
     /// Whether what an ADD lacks may come by itself, or can be had.
     pub(super) fn may_come(&mut self, error: &IpamError) -> bool {
+        let unheard = self.cluster.is_unheard();
         let member = &mut self.cluster.member;
         self.cluster.parked.len() < MOST
             && match error {
-                IpamError::NoRanges => member.expects_more(false) || member.expects_more(true),
+                IpamError::NoRanges => unheard || member.expects_more(false) || member.expects_more(true),
                 IpamError::Exhausted { family, .. } | IpamError::Cooling { family, .. } => {
-                    member.expects_more(*family == "IPv6")
+                    unheard || member.expects_more(*family == "IPv6")
                 }
                 IpamError::Outside { address, .. } => member.is_connected() && member.request(*address).is_ok(),
                 _ => false,
