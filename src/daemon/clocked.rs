@@ -34,6 +34,13 @@ pub(super) struct Clocked {
     retry: Duration,
 }
 
+impl Clocked {
+    /// While what is to be reconciled is not open yet, nothing is.
+    pub fn hold(&mut self, held: bool) {
+        self.reconciling = held;
+    }
+}
+
 fn is_due(next: &mut Duration, interval: Duration, now: Duration) -> bool {
     let due = now >= *next;
     if due {

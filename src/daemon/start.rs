@@ -118,8 +118,10 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
         waiting: Vec::new(),
         cluster,
     };
+    daemon.clocked.hold(true);
     daemon.follow_cluster();
     daemon.open(settled, backend)?;
+    daemon.clocked.hold(false);
     daemon.store.save(&daemon.state())?;
     for entry in queued.values() {
         Done::Entry(entry.clone()).succeed(serde_json::Value::Null);
