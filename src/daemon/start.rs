@@ -238,7 +238,8 @@ fn rebuild(instance: &str, config: &Config) -> Recovered {
             continue;
         }
         let owned = |address| config.network.node_cidrs.iter().any(|range| range.contains(address));
-        let delegated = !addresses.iter().all(owned);
+        // Elsewhere the store says whose an address is.
+        let delegated = config.store.kind == StoreKind::Embedded && !addresses.iter().all(owned);
         tracing::info!(container, %path, ?addresses, "found again");
         records.push(Record {
             id: found.id,
