@@ -1,7 +1,7 @@
-//! Pods come and go from four threads while plugins and the daemon are killed: no address is ever in two pods, and
-//! at the end nothing is left.
+//! Pods come and go from four threads while plugins, daemons and members of etcd are killed: no address is ever in two
+//! pods, and at the end nothing is left.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Output, Stdio};
@@ -14,14 +14,20 @@ use serde_json::Value;
 
 use crate::lab::{self, Lab, programs, succeed, text};
 use crate::restart::queued;
+use crate::watch::{self, Living};
 
 const THREADS: u64 = 4;
-const OPERATIONS_PER_THREAD: u32 = 50;
+/// The most pods of a thread.
+const PODS: usize = 8;
 
 /// splitmix64: the run is reproducible but for the scheduler's part.
 struct Random(u64);
 
 impl Random {
+    fn index(&mut self, length: usize) -> usize {
+        usize::try_from(self.below(length as u64)).expect("small")
+    }
+
     fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut word = self.0;
@@ -38,30 +44,46 @@ enum Attempt {
     Refused,
 }
 
+/// A pod that one of the threads has.
+#[derive(Clone, Debug)]
+struct Pod {
+    node: String,
+    /// The container as well.
+    name: String,
+}
+
 /// What all threads know: which container has which address.
 struct Churn<'a> {
     lab: &'a Lab,
+    nodes: Vec<String>,
+    /// How many ADDs and DELs a thread asks for.
+    operations: u32,
     holders: Mutex<HashMap<IpAddr, String>>,
     killed: AtomicU32,
     refused: AtomicU32,
 }
 
-impl Churn<'_> {
-    fn netns(&self, pod: &str) -> String {
-        self.lab.netns(&format!("n1-{pod}"))
+impl<'a> Churn<'a> {
+    fn new(lab: &'a Lab, operations: u32) -> Self {
+        let (holders, killed, refused) = Default::default();
+        Self { lab, nodes: watch::nodes(lab), operations, holders, killed, refused }
     }
 
-    fn plugin(&self, command: &str, pod: &str) -> Child {
-        let socket = self.lab.state().join("n1/tapird.sock");
+    fn netns(&self, pod: &Pod) -> String {
+        self.lab.netns(&format!("{}-{}", pod.node, pod.name))
+    }
+
+    fn plugin(&self, command: &str, pod: &Pod) -> Child {
+        let socket = self.lab.state().join(&pod.node).join("tapird.sock");
         let config = serde_json::json!({
             "cniVersion": "1.1.0", "name": "tapir", "type": "tapir-cni", "socket": socket, "timeout_ms": 5000
         });
-        let stdin = self.lab.state().join(format!("{pod}.stdin"));
+        let stdin = self.lab.state().join(format!("{}.stdin", pod.name));
         std::fs::write(&stdin, config.to_string()).expect("write the plugin's input");
         self.lab
-            .at("n1", &programs().join("tapir-cni").display().to_string())
+            .at(&pod.node, &programs().join("tapir-cni").display().to_string())
             .env("CNI_COMMAND", command)
-            .env("CNI_CONTAINERID", pod)
+            .env("CNI_CONTAINERID", &pod.name)
             .env("CNI_IFNAME", "eth0")
             .env("CNI_PATH", programs())
             .env("CNI_NETNS", format!("/run/netns/{}", self.netns(pod)))
@@ -73,7 +95,7 @@ impl Churn<'_> {
     }
 
     /// Runs the plugin; one call in five is killed a few milliseconds in.
-    fn call(&self, command: &str, pod: &str, random: &mut Random) -> Output {
+    fn call(&self, command: &str, pod: &Pod, random: &mut Random) -> Output {
         let mut child = self.plugin(command, pod);
         if random.below(5) == 0 {
             thread::sleep(Duration::from_micros(random.below(30_000)));
@@ -87,8 +109,8 @@ impl Churn<'_> {
     }
 
     /// One ADD, tried again while it is refused. Killed, the runtime gives up on the pod: DEL, as CNI wants it.
-    fn add(&self, pod: &str, random: &mut Random) -> bool {
-        let end = Instant::now() + Duration::from_secs(30);
+    fn add(&self, pod: &Pod, random: &mut Random) -> bool {
+        let end = Instant::now() + Duration::from_secs(60);
         while Instant::now() < end {
             match self.try_add(pod, random) {
                 Attempt::Added => return true,
@@ -96,10 +118,10 @@ impl Churn<'_> {
                 Attempt::Refused => thread::sleep(Duration::from_millis(50)),
             }
         }
-        panic!("ADD of {pod} never got through");
+        panic!("ADD of {pod:?} never got through");
     }
 
-    fn try_add(&self, pod: &str, random: &mut Random) -> Attempt {
+    fn try_add(&self, pod: &Pod, random: &mut Random) -> Attempt {
         succeed(Command::new("ip").args(["netns", "add", &self.netns(pod)]));
         let output = self.call("ADD", pod, random);
         if !output.status.success() {
@@ -116,17 +138,17 @@ impl Churn<'_> {
         let result: Value = serde_json::from_slice(&output.stdout).expect("a CNI result");
         let address = result["ips"][0]["address"].as_str().expect("an address").split('/').next().expect("an address");
         let address: IpAddr = address.parse().expect("an address");
-        let other = self.holders.lock().expect("no panic").insert(address, pod.to_owned());
-        assert_eq!(other, None, "{address} went to {pod} as well");
+        let other = self.holders.lock().expect("no panic").insert(address, pod.name.clone());
+        assert_eq!(other, None, "{address} went to {pod:?} as well");
         let shown = succeed(Command::new("ip").args(["-n", &self.netns(pod), "-4", "address", "show", "dev", "eth0"]));
-        assert!(shown.contains(&format!("{address}/32")), "{pod} has not {address}:\n{shown}");
+        assert!(shown.contains(&format!("{address}/32")), "{pod:?} has not {address}:\n{shown}");
         Attempt::Added
     }
 
     /// DEL until it succeeds, as a runtime does.
-    fn delete(&self, pod: &str, random: &mut Random) {
+    fn delete(&self, pod: &Pod, random: &mut Random) {
         // Once asked for, the address may be somebody else's before the plugin has answered.
-        self.holders.lock().expect("no panic").retain(|_, holder| holder != pod);
+        self.holders.lock().expect("no panic").retain(|_, holder| *holder != pod.name);
         let end = Instant::now() + Duration::from_secs(30);
         loop {
             let output = self.call("DEL", pod, random);
@@ -134,34 +156,75 @@ impl Churn<'_> {
                 break;
             }
             let killed = output.status.signal().is_some();
-            assert!(killed, "DEL of {pod} has to succeed: {}", text(&output));
-            assert!(Instant::now() < end, "DEL of {pod} never got through");
+            assert!(killed, "DEL of {pod:?} has to succeed: {}", text(&output));
+            assert!(Instant::now() < end, "DEL of {pod:?} never got through");
         }
         succeed(Command::new("ip").args(["netns", "delete", &self.netns(pod)]));
     }
 
-    fn one_thread(&self, number: u64) {
+    /// Comes back with the pods that live at the end.
+    fn one_thread(&self, number: u64) -> Vec<Pod> {
         let mut random = Random(number);
-        let mut pods: Vec<String> = Vec::new();
-        for operation in 0..OPERATIONS_PER_THREAD {
-            if pods.is_empty() || (pods.len() < 8 && random.below(2) == 0) {
-                let pod = format!("t{number}o{operation}");
+        let mut pods: Vec<Pod> = Vec::new();
+        for operation in 0..self.operations {
+            if pods.is_empty() || (pods.len() < PODS && random.below(2) == 0) {
+                let node = self.nodes[random.index(self.nodes.len())].clone();
+                let pod = Pod { node, name: format!("t{number}o{operation}") };
                 if self.add(&pod, &mut random) {
                     pods.push(pod);
                 }
             } else {
-                let index = usize::try_from(random.below(pods.len() as u64)).expect("small");
+                let index = random.index(pods.len());
                 self.delete(&pods.swap_remove(index), &mut random);
             }
         }
-        for pod in pods {
-            self.delete(&pod, &mut random);
-        }
+        pods
+    }
+
+    /// All threads at once, while `kill` does its worst again and again. The pods that live at the end.
+    fn run(&self, mut kill: impl FnMut(&mut Random)) -> Vec<Pod> {
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let threads: Vec<_> = (1..=THREADS).map(|number| scope.spawn(move || self.one_thread(number))).collect();
+            let watch = scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    self.nodes.iter().for_each(|node| self.no_address_is_assigned_twice(node));
+                    thread::sleep(Duration::from_millis(50));
+                }
+            });
+            let mut random = Random(99);
+            while !threads.iter().all(|thread| thread.is_finished()) {
+                thread::sleep(Duration::from_millis(200 + random.below(800)));
+                kill(&mut random);
+            }
+            done.store(true, Ordering::Relaxed);
+            watch.join().expect("the watching thread");
+            threads.into_iter().flat_map(|thread| thread.join().expect("a churning thread")).collect()
+        })
+    }
+
+    /// Deletes the rest, and sees to it that nothing is left.
+    fn end(&self, pods: &[Pod]) {
+        let mut random = Random(100);
+        pods.iter().for_each(|pod| self.delete(pod, &mut random));
+        self.nodes.iter().for_each(|node| nothing_is_left(self.lab, node));
+    }
+
+    /// The node's daemon dies, and comes back after a moment.
+    fn kill_daemon(&self, node: &str, random: &mut Random) {
+        self.lab.run(&["kill", node, "-9"]);
+        thread::sleep(Duration::from_millis(random.below(200)));
+        self.lab.run(&["start", node]);
+    }
+
+    fn tell(&self, killed: &str) {
+        let (plugins, refused) = (self.killed.load(Ordering::Relaxed), self.refused.load(Ordering::Relaxed));
+        println!("{killed}, {plugins} kills of plugins, {refused} ADDs refused");
     }
 
     /// What the daemon believes, whenever it can be asked: no address twice.
-    fn no_address_is_assigned_twice(&self) {
-        let output = self.lab.script().args(["ctl", "n1", "-o", "json", "ipam", "show"]).output().expect("run it");
+    fn no_address_is_assigned_twice(&self, node: &str) {
+        let output = self.lab.script().args(["ctl", node, "-o", "json", "ipam", "show"]).output().expect("run it");
         let Ok(shown) = serde_json::from_slice::<Value>(&output.stdout) else { return };
         let rows = shown["assignments"].as_array().expect("a list");
         let mut addresses: Vec<_> = rows.iter().map(|row| row["address"].to_string()).collect();
@@ -178,65 +241,91 @@ fn two_hundred_random_adds_and_deletes_with_kills_leak_nothing() {
         return;
     }
     let lab = Lab::up(&["--nodes", "1", "--pods", "0"]);
-    let churn =
-        Churn { lab: &lab, holders: Mutex::default(), killed: AtomicU32::default(), refused: AtomicU32::default() };
-    let done = AtomicBool::new(false);
+    let churn = Churn::new(&lab, 50);
     let mut restarts = 0;
-    thread::scope(|scope| {
-        let threads: Vec<_> = (1..=THREADS)
-            .map(|number| {
-                scope.spawn({
-                    let churn = &churn;
-                    move || churn.one_thread(number)
-                })
-            })
-            .collect();
-        let watch = scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                churn.no_address_is_assigned_twice();
-                thread::sleep(Duration::from_millis(50));
-            }
-        });
-        let mut random = Random(99);
-        while !threads.iter().all(|thread| thread.is_finished()) {
-            thread::sleep(Duration::from_millis(200 + random.below(800)));
-            lab.run(&["kill", "n1", "-9"]);
-            thread::sleep(Duration::from_millis(random.below(200)));
-            lab.run(&["start", "n1"]);
-            restarts += 1;
-        }
-        done.store(true, Ordering::Relaxed);
-        watch.join().expect("the watching thread");
-        for thread in threads {
-            thread.join().expect("a churning thread");
+    let pods = churn.run(|random| {
+        churn.kill_daemon("n1", random);
+        restarts += 1;
+    });
+    churn.tell(&format!("{restarts} kills of the daemon"));
+    churn.end(&pods);
+}
+
+/// How many ADDs and DELs on a cluster: `$TAPIR_CHURN`, else as many as two cores do in a minute.
+fn operations() -> u32 {
+    std::env::var("TAPIR_CHURN").map_or(400, |count| count.parse().expect("TAPIR_CHURN is a number"))
+}
+
+#[test]
+fn random_adds_and_deletes_on_a_cluster_with_kills_of_everything_leak_nothing() {
+    if !watch::possible() {
+        return;
+    }
+    let lab = Lab::up(&["--nodes", "4", "--pods", "0", "--store", "etcd", "--members", "3"]);
+    let operations = operations();
+    let churn = Churn::new(&lab, operations.div_ceil(u32::try_from(THREADS).expect("small")));
+    let (mut daemons, mut members) = (0, 0);
+    let start = Instant::now();
+    let pods = churn.run(|random| {
+        if random.below(3) == 0 {
+            // Two of three go on: one is back before the next goes.
+            let member = format!("e{}", 1 + random.below(3));
+            lab.run(&["kill", &member, "-9"]);
+            thread::sleep(Duration::from_millis(random.below(1000)));
+            lab.run(&["start", &member]);
+            let healthy =
+                || lab.script().args(["etcdctl", "endpoint", "health"]).output().expect("run").status.success();
+            assert!(lab::eventually(Duration::from_secs(60), healthy), "{member} does not come back");
+            members += 1;
+        } else {
+            churn.kill_daemon(&churn.nodes[random.index(churn.nodes.len())], random);
+            daemons += 1;
         }
     });
-    println!(
-        "{restarts} kills of the daemon, {} of plugins, {} ADDs refused",
-        churn.killed.load(Ordering::Relaxed),
-        churn.refused.load(Ordering::Relaxed)
-    );
+    let took = start.elapsed();
+    churn.tell(&format!(
+        "{operations} ADDs and DELs in {took:?}: {daemons} kills of daemons, {members} of etcd's members"
+    ));
 
+    let holders = churn.holders.lock().expect("no panic").clone();
+    let living: BTreeMap<IpAddr, Living> = holders
+        .into_iter()
+        .map(|(address, name)| {
+            let pod = pods.iter().find(|pod| pod.name == name).expect("a pod that lives");
+            (address, Living { node: pod.node.clone(), container: name, netns: churn.netns(pod) })
+        })
+        .collect();
+    assert_eq!(living.len(), pods.len());
+    watch::all_are_well(&lab, &churn.nodes);
+    watch::counts_are_right(&lab, &living);
+    watch::checks_are_clean(&lab, &churn.nodes);
+    churn.end(&pods);
+    watch::counts_are_right(&lab, &BTreeMap::new());
+    watch::checks_are_clean(&lab, &churn.nodes);
+}
+
+fn nothing_is_left(lab: &Lab, node: &str) {
     // Addresses without a container are the node's own.
     let held = || {
-        let Value::Array(mut rows) = lab.ctl("n1", &["ipam", "show"])["assignments"].take() else { panic!("no list") };
+        let Value::Array(mut rows) = lab.ctl(node, &["ipam", "show"])["assignments"].take() else { panic!("no list") };
         rows.retain(|row| row["container_id"] != "");
-        (lab.ctl("n1", &["endpoints"]), rows, queued(&lab, "n1"))
+        (lab.ctl(node, &["endpoints"]), rows, queued(lab, node))
     };
     let nothing = (Value::Array(Vec::new()), Vec::new(), 0);
     assert!(lab::eventually(Duration::from_secs(5), || held() == nothing), "left: {:?}", held());
-    let left: Vec<_> = lab::namespaces(&lab.name).into_iter().filter(|name| name.contains("-n1-")).collect();
+    let pods = format!("-{node}-");
+    let left: Vec<_> = lab::namespaces(&lab.name).into_iter().filter(|name| name.contains(&pods)).collect();
     assert_eq!(left, Vec::<String>::new());
-    let taps = lab.check("n1", "ip -brief link");
+    let taps = lab.check(node, "ip -brief link");
     assert!(taps.lines().all(|line| ["lo", "eth0", "tapir0"].iter().any(|name| line.starts_with(name))), "{taps}");
     // A queue that is still open would pin a namespace that has no name any more.
-    let workers = lab.ctl("n1", &["status"])["workers"].as_u64().expect("a number") as usize;
-    assert_eq!(open_taps(&lab), tapir::worker::queues(workers), "only tapir0 should be held open");
+    let workers = lab.ctl(node, &["status"])["workers"].as_u64().expect("a number") as usize;
+    assert_eq!(open_taps(lab, node), tapir::worker::queues(workers), "only tapir0 should be held open");
 }
 
-/// How many TAP and TUN queues the daemon of n1 holds (one for `tapir0`, one or more a pod).
-fn open_taps(lab: &Lab) -> usize {
-    let pid = std::fs::read_to_string(lab.state().join("n1/tapird.pid")).expect("its pid");
+/// How many TAP and TUN queues the daemon of a node holds (one for `tapir0`, one or more a pod).
+fn open_taps(lab: &Lab, node: &str) -> usize {
+    let pid = std::fs::read_to_string(lab.state().join(node).join("tapird.pid")).expect("its pid");
     let descriptors = std::fs::read_dir(format!("/proc/{}/fd", pid.trim())).expect("its descriptors");
     descriptors.flatten().filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to.ends_with("net/tun"))).count()
 }

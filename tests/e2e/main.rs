@@ -7,12 +7,17 @@
 
 mod bench;
 mod churn;
+mod cluster;
 mod frame;
 mod hostile;
 mod kernel_peer;
 mod lab;
+mod leaving;
+mod lending;
 mod quickstart;
 mod restart;
 mod throughput;
 mod traffic;
+mod transport;
 mod underlay;
+mod watch;
