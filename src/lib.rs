@@ -9,8 +9,8 @@
 //! | 0 | [`wire`], [`sys`] | bytes; system calls |
 //! | 1 | [`packet`], [`drop_reason`], [`flow`] | one packet in one buffer, batches of them; why a packet goes no further; which packets belong together |
 //! | 2 | [`table`], [`gso`] | what the data plane reads, immutable; cutting and joining packets |
-//! | 3 | [`forward`], [`io`], [`stats`] | what happens to a packet (pure); where packets come from; counters |
-//! | 4 | [`worker`], [`control`], [`cluster`] | the loop; what ought to be true; what the nodes agree on (both pure) |
+//! | 3 | [`forward`], [`io`], [`stats`], [`cluster`] | what happens to a packet (pure); where packets come from; counters; what the nodes of a cluster agree on (pure) |
+//! | 4 | [`worker`], [`control`] | the loop; what ought to be true (pure) |
 //! | 5 | [`config`], [`store`], [`host`], [`cni`], [`api`] | the outside: files, kernel, sockets |
 //! | 6 | [`daemon`], [`ctl`] | wiring and the one control loop; the command line |
 #![deny(unsafe_code)]
@@ -25,11 +25,11 @@ pub mod packet;
 pub mod gso;
 pub mod table;
 
+pub mod cluster;
 pub mod forward;
 pub mod io;
 pub mod stats;
 
-pub mod cluster;
 pub mod control;
 pub mod worker;
 

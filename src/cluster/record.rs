@@ -21,7 +21,7 @@ pub struct Format {
 }
 
 /// How packets for a pool's addresses cross the underlay.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Encapsulation {
     /// In a tunnel.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use ipnet::IpNet;
 
-use super::{Config, Peer, Store, StoreKind};
+use super::{Config, IpamKind, Peer, Store, StoreKind};
 use crate::control::Encapsulation;
 
 /// The largest packet that fits into an IPv4 packet of the largest size.
@@ -212,6 +212,9 @@ impl Config {
 
     fn node_cidrs_problem(&self) -> Problem {
         let ranges = &self.network.node_cidrs;
+        if self.network.ipam == IpamKind::Static && ranges.is_empty() {
+            return at("network.ipam", "\"static\" needs network.node_cidrs".into());
+        }
         for (index, range) in ranges.iter().enumerate() {
             if !self.in_pools(range) {
                 return at("network.node_cidrs", format!("{range} is in none of network.pools"));

@@ -23,8 +23,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+pub use crate::cluster::Fill;
 pub use error::IpamError;
-pub use fill::Fill;
 
 use span::{Span, address, is_for_pods, number, span, usable};
 

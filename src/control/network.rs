@@ -4,20 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
-use serde::{Deserialize, Serialize};
 
-/// How packets for the pods of other nodes travel: a property of the pool that has the pod's address.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Encapsulation {
-    /// Through the tunnel.
-    #[default]
-    Always,
-    /// Through the tunnel, except to nodes of the underlay's own subnet.
-    CrossSubnet,
-    /// As they are.
-    Never,
-}
+pub use crate::cluster::record::Encapsulation;
 
 /// A cluster-wide range of pod addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

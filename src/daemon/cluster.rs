@@ -23,10 +23,10 @@ use super::cluster_verbs::Verbs;
 use super::embedded;
 use super::parked::Parked;
 use crate::api::types;
-use crate::cluster::record::{self, Stage, Usage, Use};
-use crate::cluster::{Fill, Holdings, Kind, Member, Write};
+use crate::cluster::record::{Stage, Usage, Use};
+use crate::cluster::{Holdings, Kind, Member, Write};
 use crate::config::Config;
-use crate::control::{self, Encapsulation, Event, Peer, Topology};
+use crate::control::{self, Event, Peer, Topology};
 use crate::host::clock;
 use crate::store::session::{Alive, Session, Update};
 use crate::store::{Embedded, Listing, Record, StoreError};
@@ -317,15 +317,10 @@ impl Daemon {
     /// What this node's own network is like.
     pub(super) fn topology(&self) -> Topology {
         let replica = self.cluster.member.replica();
-        let encapsulation = |pool: &record::Pool| match pool.encapsulation {
-            record::Encapsulation::Always => Encapsulation::Always,
-            record::Encapsulation::CrossSubnet => Encapsulation::CrossSubnet,
-            record::Encapsulation::Never => Encapsulation::Never,
-        };
         let pools = replica.pools().iter();
         Topology {
             pools: pools
-                .map(|(&cidr, known)| control::Pool { cidr, encapsulation: encapsulation(&known.record) })
+                .map(|(&cidr, known)| control::Pool { cidr, encapsulation: known.record.encapsulation })
                 .collect(),
             ranges: self.cluster.member.ranges(),
             own: self.ipam.own().to_vec(),
@@ -348,10 +343,6 @@ impl Daemon {
 
     /// How full this node's ranges are, and who has what.
     pub(super) fn holdings(&self, now: Duration) -> Holdings {
-        let fill = self.ipam.fill(now, SPARE).into_iter().map(|(prefix, fill)| {
-            let control::ipam::Fill { assigned, cooling, free, spare } = fill;
-            (prefix, Fill { assigned, cooling, free, spare })
-        });
         let uses = self.attachments.values().flat_map(|attachment| {
             let record = &attachment.record;
             let of = |&address: &IpAddr| {
@@ -362,7 +353,7 @@ impl Daemon {
             record.addresses.iter().map(of).collect::<Vec<_>>()
         });
         Holdings {
-            fill: fill.collect(),
+            fill: self.ipam.fill(now, SPARE),
             own: self.ipam.own().iter().copied().collect(),
             usage: Usage { addresses: uses.collect() },
             reachable: self.reachable(),

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::cluster::record::{self, Block, Node, Stage};
 use crate::cluster::{Durable, Expect, Key, Kind, Owned, Policy, Write};
 use crate::config::Config;
-use crate::control::{self, ipam};
+use crate::control::ipam;
 use crate::store::Memory;
 
 /// What claims say that the config makes.
@@ -32,11 +32,7 @@ fn pool_record(config: &Config, pool: &crate::config::Pool) -> record::Pool {
         block_size: config.block_size(pool),
         node_selector: pool.selector(),
         disabled: pool.disabled,
-        encapsulation: match config.encapsulation(pool) {
-            control::Encapsulation::Always => record::Encapsulation::Always,
-            control::Encapsulation::CrossSubnet => record::Encapsulation::CrossSubnet,
-            control::Encapsulation::Never => record::Encapsulation::Never,
-        },
+        encapsulation: config.encapsulation(pool),
         nat_outgoing: config.nat_outgoing(pool),
         reserved: pool.reserved.clone(),
     }

@@ -8,19 +8,7 @@ use ipnet::IpNet;
 
 use super::span::{Span, address, number};
 use super::{Ipam, Range};
-
-/// How full a range is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Fill {
-    /// Addresses that pods, or the node itself, have.
-    pub assigned: usize,
-    /// Addresses that cool.
-    pub cooling: usize,
-    /// Addresses that could be given out now.
-    pub free: u128,
-    /// Some of those, the last in order.
-    pub spare: Vec<IpAddr>,
-}
+use crate::cluster::Fill;
 
 impl Ipam {
     /// How full each range is; of each, up to `spare` free addresses.
