@@ -53,15 +53,15 @@ impl Echoes {
     /// Waits until there is something to tell. For ever while the socket is not open.
     pub async fn told(&self) -> Vec<Told> {
         let Some(Open { echo, watch }) = &self.0 else { return std::future::pending().await };
-        let interest = Interest::READABLE | Interest::ERROR;
-        let Ok(_) = watch.ready(interest).await else { return std::future::pending().await };
+        let Ok(_) = watch.ready(Interest::READABLE | Interest::ERROR).await else {
+            return std::future::pending().await;
+        };
         let mut told = Vec::new();
-        // What does not fit into this round is found in the next: only an empty socket is waited for.
-        let _ = watch.try_io(interest, || {
-            let errors = drain(|| echo.take_error(), |refusal| told.push(Told::Refused(refusal)));
-            let answers = drain(|| echo.receive(), |probe| told.push(Told::Answered(probe)));
-            if errors && answers { Err(io::Error::from(io::ErrorKind::WouldBlock)) } else { Ok(()) }
-        });
+        // What does not fit into this round is found in the next: only an empty queue is waited for. One interest each,
+        // because two together are never ready to `try_io`.
+        let _ =
+            watch.try_io(Interest::ERROR, || drain(|| echo.take_error(), |refusal| told.push(Told::Refused(refusal))));
+        let _ = watch.try_io(Interest::READABLE, || drain(|| echo.receive(), |probe| told.push(Told::Answered(probe))));
         told
     }
 }
@@ -75,14 +75,17 @@ impl Open {
     }
 }
 
-/// Takes one after the other, and hands on those that are ours. True when none was left.
-fn drain<T>(mut take: impl FnMut() -> io::Result<Option<T>>, mut ours: impl FnMut(T)) -> bool {
+/// Takes one after the other, and hands on those that are ours.
+///
+/// # Errors
+/// `WouldBlock` when none was left.
+fn drain<T>(mut take: impl FnMut() -> io::Result<Option<T>>, mut ours: impl FnMut(T)) -> io::Result<()> {
     for _ in 0..BATCH {
         match take() {
             Ok(one) => one.into_iter().for_each(&mut ours),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
             Err(_) => {}
         }
     }
-    false
+    Ok(())
 }

@@ -78,8 +78,10 @@ fn neighbours_need_no_tunnel() {
     assert!(first.namespace.pings(of_b), "the host has a source");
     assert!(echoes(&a.namespace, &b.namespace, of_b));
     for node in [&first, &second] {
-        eventually("the peer is up", || node.peers()[0].state == "up");
+        eventually("the peer is up", || is_up(node, "direct"));
         assert_eq!(tunnelled(node), [0, 0]);
+        let peer = &node.peers()[0];
+        assert_eq!((peer.mtu, peer.rtt_us.is_some(), peer.cause.as_str()), (1500, true, ""));
     }
     let route: Route = serde_json::from_value(first.ask(&Request::RouteGet { address: of_b }).unwrap()).unwrap();
     assert_eq!((route.via.as_str(), route.encapsulation.as_str()), ("172.31.0.2", "direct"));
@@ -103,8 +105,69 @@ fn neighbours_need_no_tunnel() {
     for node in [&first, &second] {
         eventually("the direct route goes", || !routes(node).contains("via"));
     }
+    for node in [&first, &second] {
+        eventually("the peer is up by the tunnel", || is_up(node, "ipip"));
+    }
     assert!(a.namespace.pings(of_b));
     assert!(tunnelled(&first).iter().all(|&packets| packets > 0));
+
+    // And without it, while they run.
+    for (node, network) in
+        [(&mut first, network(1, &[2], "cross-subnet")), (&mut second, network(2, &[1], "cross-subnet"))]
+    {
+        node.network = network;
+        node.write_config();
+        node.signal(rustix::process::Signal::HUP);
+    }
+    for node in [&first, &second] {
+        eventually("the peer is up without", || is_up(node, "direct"));
+    }
+    drop(switch);
+}
+
+fn is_up(node: &Node, encapsulation: &str) -> bool {
+    let peer = &node.peers()[0];
+    peer.state == "up" && peer.encapsulation == encapsulation
+}
+
+#[test]
+fn a_neighbour_that_does_not_answer_is_down_and_why() {
+    if !privileged() {
+        return;
+    }
+    let mut first = Node::new("172.31.0.1", &network(1, &[2], "cross-subnet"));
+    let mut second = Node::new("172.31.0.2", &network(2, &[1], "cross-subnet"));
+    let switch = switch(&[&first, &second]);
+    first.restart();
+    second.restart();
+    eventually("the peer is up", || is_up(&first, "direct"));
+    let is_down = |node: &Node, cause: &str| {
+        let peer = &node.peers()[0];
+        peer.state == "down" && peer.cause.starts_with(cause)
+    };
+    second.namespace.ip("route add blackhole 10.244.1.1/32");
+    eventually("nothing comes back", || is_down(&first, "probes without a tunnel are not answered"));
+    second.namespace.ip("route del blackhole 10.244.1.1/32");
+    eventually("it is up again", || is_up(&first, "direct"));
+    first.namespace.ip("route add unreachable 10.244.2.1/32");
+    eventually("there is no route", || is_down(&first, "no route: this node can't send to it"));
+    first.namespace.ip("route del unreachable 10.244.2.1/32");
+    eventually("it is up once more", || is_up(&first, "direct"));
+    // Large packets are lost at its door, and nobody says so.
+    second.namespace.ip("link set under0 mtu 1400");
+    first.restart();
+    let narrow = || first.peers()[0].cause.clone();
+    eventually("the way is narrow", || narrow().starts_with("path MTU 1") && narrow().contains(", expected 1500: "));
+    assert!(is_up(&first, "direct"));
+
+    // A router says so: the peer's own host, to what it would have to forward.
+    second.kill();
+    second.namespace.ip("addr del 10.244.2.1/32 dev tapir0");
+    // With the address went the routes that had it as source.
+    second.namespace.ip("route replace 10.244.1.0/24 via 172.31.0.1");
+    second.namespace.ip("route add prohibit 10.244.2.1/32");
+    let words = "administratively prohibited: a firewall refuses pods' addresses (says 172.31.0.2)";
+    eventually("it is forbidden", || is_down(&first, words));
     drop(switch);
 }
 
