@@ -265,13 +265,21 @@ impl Member {
     fn claim_ahead(&mut self, holdings: &Holdings, ipv6: bool, now: Duration) {
         // Of a block that was confirmed a moment ago it is not known yet how full it is.
         let new = self.ranges().into_iter().any(|range| !holdings.fill.contains_key(&range) && is_ipv6(range) == ipv6);
-        let under_way = new || self.claiming.keys().any(|prefix| is_ipv6(*prefix) == ipv6);
+        let under_way = new || self.is_under_way(ipv6);
         if under_way || self.free(holdings, ipv6) >= self.low(ipv6) || self.is_at_limit(ipv6) {
             return;
         }
         if let Some(prefix) = self.choose(ipv6) {
             self.start_claim(prefix, now);
         }
+    }
+
+    /// Whether a block of a family is being claimed, or written anew: its addresses are still to come.
+    pub(super) fn is_under_way(&self, ipv6: bool) -> bool {
+        let owned = self.durable.owned.iter().filter(|(_, owned)| !owned.releasing).map(|(prefix, _)| prefix);
+        let mut anew = owned.filter(|prefix| !self.agrees(**prefix) && !self.contested.contains_key(prefix));
+        let mut claimed = self.claiming.keys();
+        claimed.any(|prefix| is_ipv6(*prefix) == ipv6) || anew.any(|prefix| is_ipv6(*prefix) == ipv6)
     }
 
     pub(super) fn is_at_limit(&self, ipv6: bool) -> bool {

@@ -77,8 +77,8 @@ impl Member {
             return writes;
         }
         for ipv6 in [false, true] {
-            let under_way = self.claiming.keys().any(|prefix| is_ipv6(*prefix) == ipv6);
-            if under_way || self.free(holdings, ipv6) >= NEED || self.usable_pools(ipv6).next().is_none() {
+            if self.is_under_way(ipv6) || self.free(holdings, ipv6) >= NEED || self.usable_pools(ipv6).next().is_none()
+            {
                 continue;
             }
             let own_block = self.choose(ipv6).filter(|_| !self.is_at_limit(ipv6));

@@ -431,3 +431,23 @@ fn a_rewound_store_is_told_again_and_routes_stay() {
     assert!(lab.store.get(&Key::new(Kind::Pool, "10.1.0.0/24")).is_some());
     assert_eq!(lab.block(&before[0].to_string()).map(|block| block.stage), Some(Stage::Confirmed));
 }
+
+#[test]
+fn nobody_claims_another_block_while_its_own_is_written_anew() {
+    let mut lab = Lab::new(&[("10.1.0.0/16", pool(26))]);
+    (0..3).for_each(|_| {
+        lab.join(|_, _| {});
+    });
+    lab.settle();
+    let before: Vec<_> = (0..3).map(|index| lab.ranges(index)).collect();
+    let listing = lab.store.list(&Kind::WATCHED);
+    for host in &mut lab.hosts {
+        host.member.listed(listing.entries.clone(), listing.revision, true, lab.now);
+        host.seen = listing.revision;
+    }
+    assert!((0..3).all(|index| lab.ranges(index).is_empty()), "not before it is written again");
+    for _ in 0..3 {
+        lab.settle();
+        assert_eq!((0..3).map(|index| lab.ranges(index)).collect::<Vec<_>>(), before);
+    }
+}
