@@ -44,6 +44,15 @@ enum Attempt {
     Refused,
 }
 
+/// Sets it when dropped.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// A pod that one of the threads has.
 #[derive(Clone, Debug)]
 struct Pod {
@@ -185,6 +194,8 @@ impl<'a> Churn<'a> {
     fn run(&self, mut kill: impl FnMut(&mut Random)) -> Vec<Pod> {
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
+            // Also when one of them fails: the scope waits for all.
+            let _end = Done(&done);
             let threads: Vec<_> = (1..=THREADS).map(|number| scope.spawn(move || self.one_thread(number))).collect();
             let watch = scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
@@ -197,9 +208,10 @@ impl<'a> Churn<'a> {
                 thread::sleep(Duration::from_millis(200 + random.below(800)));
                 kill(&mut random);
             }
+            let pods = threads.into_iter().flat_map(|thread| thread.join().expect("a churning thread")).collect();
             done.store(true, Ordering::Relaxed);
             watch.join().expect("the watching thread");
-            threads.into_iter().flat_map(|thread| thread.join().expect("a churning thread")).collect()
+            pods
         })
     }
 
@@ -253,7 +265,7 @@ fn two_hundred_random_adds_and_deletes_with_kills_leak_nothing() {
 
 /// How many ADDs and DELs on a cluster: `$TAPIR_CHURN`, else as many as two cores do in a minute.
 fn operations() -> u32 {
-    std::env::var("TAPIR_CHURN").map_or(400, |count| count.parse().expect("TAPIR_CHURN is a number"))
+    std::env::var("TAPIR_CHURN").map_or(1500, |count| count.parse().expect("TAPIR_CHURN is a number"))
 }
 
 #[test]
