@@ -33,6 +33,8 @@ use crate::store::{Embedded, Listing, Record, StoreError};
 
 /// For how long this daemon is believed to run when nobody hears of it.
 const TTL: Duration = Duration::from_secs(15);
+/// How long after a reading that failed the next one waits.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Free addresses of each block that could be offered to other nodes.
 const SPARE: usize = 8;
 /// How often the copy of the cluster is written to disk, at most.
@@ -59,8 +61,10 @@ pub(super) struct Cluster {
     writes: Vec<Write>,
     /// What addresses were last given out of.
     given: Option<Given>,
-    /// It is being asked who is alive.
+    /// Something is being read that the node does not follow.
     asking: bool,
+    /// Until then nothing is read again, since boot.
+    ask_again: Duration,
     /// This node's memory was lost, and it has not heard yet what its pods had.
     pub amnesic: bool,
     /// What is on disk of the copy, and since when.
@@ -94,6 +98,7 @@ impl Cluster {
             writes: Vec::new(),
             given: None,
             asking: false,
+            ask_again: Duration::ZERO,
             amnesic,
             kept: (0, Duration::ZERO),
             keeping: false,
@@ -150,10 +155,6 @@ impl Daemon {
                 let older = revision < member.replica().revision();
                 member.listed(entries, revision, rewound || older, now);
                 self.cluster.heard = now;
-                if std::mem::take(&mut self.cluster.amnesic) {
-                    self.read(Reading::Usage, &[Kind::Usage]);
-                    self.cluster.amnesic = true;
-                }
             }
             Update::Changed { changes, revision } => {
                 member.changed(changes, revision, now);
@@ -191,13 +192,26 @@ impl Daemon {
         self.cluster.writes.extend(writes);
         self.cut_off_lost();
         self.follow_ranges();
-        if !self.cluster.asking && self.cluster.member.asks_who_is_alive(now) {
-            self.cluster.asking = true;
-            self.read(Reading::Alive, &[Kind::Alive]);
-        }
+        self.read_unfollowed(now);
         let down = self.cluster.down.iter().map(|reason| format!("the store can't be reached: {reason}"));
         let problems = down.chain(self.cluster.member.problems()).collect();
         self.note("cluster", problems);
+    }
+
+    /// Reads what the node does not follow, if it has to know it now. A reading that failed is not repeated at once.
+    fn read_unfollowed(&mut self, now: Duration) {
+        if self.cluster.asking || now < self.cluster.ask_again || !self.cluster.member.is_connected() {
+            return;
+        }
+        let (what, kind) = if self.cluster.amnesic {
+            (Reading::Usage, Kind::Usage)
+        } else if self.cluster.member.asks_who_is_alive(now) {
+            (Reading::Alive, Kind::Alive)
+        } else {
+            return;
+        };
+        self.cluster.asking = true;
+        self.read(what, &[kind]);
     }
 
     /// Once a second.
@@ -212,13 +226,9 @@ impl Daemon {
     pub(super) fn was_read(&mut self, what: &Reading, result: Result<Listing, StoreError>) {
         let now = clock::now();
         self.cluster.stale = true;
+        self.cluster.asking = false;
         match (what, result) {
-            (Reading::Alive, result) => {
-                self.cluster.asking = false;
-                if let Ok(listing) = result {
-                    self.cluster.member.alive(&listing.entries, now);
-                }
-            }
+            (Reading::Alive, Ok(listing)) => self.cluster.member.alive(&listing.entries, now),
             (Reading::Usage, Ok(listing)) => {
                 let mine = listing.entries.iter().find(|entry| entry.key.name == self.config.node.name);
                 let usage = mine.and_then(|entry| serde_json::from_str::<Usage>(&entry.value).ok()).unwrap_or_default();
@@ -229,9 +239,9 @@ impl Daemon {
                 self.cluster.amnesic = false;
                 self.dirty = true;
             }
-            (Reading::Usage, Err(error)) => {
-                tracing::warn!(%error, "can't read what this node's pods had; trying again");
-                self.read(Reading::Usage, &[Kind::Usage]);
+            (_, Err(error)) => {
+                tracing::debug!(%error, ?what, "can't read the store; trying again");
+                self.cluster.ask_again = now + PATIENCE;
             }
         }
     }
