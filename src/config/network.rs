@@ -104,12 +104,21 @@ impl Pool {
 }
 
 impl Pool {
-    /// The labels that a node needs: `key=value`, several with commas between. What is no such pair is left out;
-    /// validation has refused it.
-    pub fn selector(&self) -> BTreeMap<String, String> {
-        let pairs = self.node_selector.split(',').filter_map(|pair| pair.split_once('='));
-        pairs.map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned())).collect()
+    /// The labels that a node needs: `key=value` or `key == "value"`, several with commas between.
+    ///
+    /// # Errors
+    /// The first piece that is no such pair.
+    pub fn selector(&self) -> Result<BTreeMap<String, String>, &str> {
+        let pieces = self.node_selector.split(',').map(str::trim).filter(|piece| !piece.is_empty());
+        pieces.map(|piece| pair(piece).ok_or(piece)).collect()
     }
+}
+
+fn pair(piece: &str) -> Option<(String, String)> {
+    let (key, value) = piece.split_once("==").or_else(|| piece.split_once('='))?;
+    let value = value.trim();
+    let quoted = ['"', '\''].iter().find_map(|&quote| value.strip_prefix(quote)?.strip_suffix(quote));
+    Some((key.trim().to_owned(), quoted.unwrap_or(value).to_owned()))
 }
 
 impl<'de> Deserialize<'de> for Pool {

@@ -64,6 +64,7 @@ fn pools_are_ranges_or_tables() {
         strict_affinity = true
         max_blocks = 0
         ipam = "static"
+        node_cidrs = ["10.244.7.0/24"]
         [underlay]
         encapsulation = "cross-subnet"
     "#;
@@ -71,6 +72,12 @@ fn pools_are_ranges_or_tables() {
     let pools = &config.network.pools;
     assert_eq!(pools[0], Pool::new("10.244.0.0/16".parse().unwrap()));
     assert_eq!(pools[1].reserved, ["10.9.0.0/28".parse().unwrap()]);
+    let selected = |selector: &str| Pool { node_selector: selector.into(), ..pools[0].clone() };
+    let zone = std::collections::BTreeMap::from([("zone".to_owned(), "a".to_owned())]);
+    assert_eq!(pools[1].selector(), Ok(zone.clone()));
+    assert_eq!(selected("zone=a").selector(), Ok(zone));
+    assert_eq!(selected("zone=a, disk == 'ssd'").selector().unwrap().len(), 2);
+    assert_eq!(selected("has(zone)").selector(), Err("has(zone)"));
     let of = |pool: &Pool| (config.block_size(pool), config.encapsulation(pool), config.nat_outgoing(pool));
     assert_eq!(of(&pools[0]), (25, Encapsulation::CrossSubnet, true));
     assert_eq!(of(&pools[1]), (28, Encapsulation::Never, false));
@@ -115,6 +122,11 @@ fn what_is_wrong_with_a_pool_is_named() {
         ),
         ("[network]\nblock_size = 33\n", "t.toml:2: network.block_size: 33 is not within 20 to 32"),
         ("[network]\nblock_size_v6 = 64\n", "t.toml:2: network.block_size_v6: 64 is not within 116 to 128"),
+        ("[network]\nipam = \"static\"\n", "t.toml:2: network.ipam: \"static\" needs network.node_cidrs"),
+        (
+            "[network]\npools = [{ cidr = \"10.9.0.0/24\", node_selector = \"zone != 'a'\" }]\n",
+            "t.toml:2: network.pools[0].node_selector: \"zone !\" can't be the key of a label",
+        ),
         ("[network]\nipam = \"podcidr\"\n", "t.toml:2: network.ipam: \"podcidr\" is not in this version of tapir"),
         (
             "[underlay]\nencapsulation = \"ipip\"\n",

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use ipnet::IpNet;
 
-use super::{Config, IpamKind, Peer, Store, StoreKind};
+use super::{Config, IpamKind, Peer, Pool, Store, StoreKind};
 use crate::control::Encapsulation;
 
 /// The largest packet that fits into an IPv4 packet of the largest size.
@@ -186,6 +186,9 @@ impl Config {
             if let Some(message) = size {
                 return at(&key("block_size"), message);
             }
+            if let Some(message) = selector_problem(pool) {
+                return at(&key("node_selector"), message);
+            }
             if let Some(range) = pool.reserved.iter().find(|range| !pool.cidr.contains(*range)) {
                 return at(&key("reserved"), format!("{range} is not in the pool {}", pool.cidr));
             }
@@ -305,6 +308,13 @@ fn name_problem(name: &str) -> Option<String> {
     let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
     let valid = first && name.len() <= 253 && name.bytes().all(allowed);
     (!valid).then(|| format!("{name:?} is not a host name"))
+}
+
+fn selector_problem(pool: &Pool) -> Option<String> {
+    match pool.selector() {
+        Ok(labels) => labels.iter().find_map(|(key, value)| label_problem(key, value)),
+        Err(piece) => Some(format!("{piece:?} is neither key=value nor key == \"value\"")),
+    }
 }
 
 /// What Kubernetes takes as a label, more or less: enough that selectors can name it.

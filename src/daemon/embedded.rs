@@ -30,7 +30,8 @@ pub(super) fn policy(config: &Config) -> Policy {
 fn pool_record(config: &Config, pool: &crate::config::Pool) -> record::Pool {
     record::Pool {
         block_size: config.block_size(pool),
-        node_selector: pool.selector(),
+        // Validation has refused what is no selector.
+        node_selector: pool.selector().unwrap_or_default(),
         disabled: pool.disabled,
         encapsulation: config.encapsulation(pool),
         nat_outgoing: config.nat_outgoing(pool),
