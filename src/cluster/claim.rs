@@ -356,7 +356,11 @@ impl Member {
         let coming = self.claiming.keys().any(|prefix| is_ipv6(*prefix) == ipv6);
         let missing = self.policy.fixed.iter().any(|prefix| !self.durable.owned.contains_key(prefix));
         let free = self.policy.fixed.is_empty() && !self.is_at_limit(ipv6) && self.choose(ipv6).is_some();
-        self.connected && self.refused.is_empty() && (coming || missing || free || self.is_offered(ipv6))
+        // What is being written anew is not given out of until that is seen.
+        let ranges = self.ranges();
+        let unsettled = self.durable.owned.keys().any(|prefix| is_ipv6(*prefix) == ipv6 && !ranges.contains(prefix));
+        let any = coming || missing || unsettled || free || self.is_offered(ipv6);
+        self.connected && self.refused.is_empty() && any
     }
 
     /// Asks for the block that holds `address`, for a pod that wants that very one.

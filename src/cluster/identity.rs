@@ -43,7 +43,7 @@ pub struct Policy {
 
 impl Identity {
     /// What other nodes are told of this one, whose own addresses are `own`.
-    pub(super) fn record(&self, own: &BTreeSet<IpAddr>) -> Node {
+    pub fn record(&self, own: &BTreeSet<IpAddr>) -> Node {
         Node {
             instance: self.instance.clone(),
             address: self.address,

@@ -7,7 +7,7 @@ use ipnet::{IpNet, Ipv4Net};
 use serde::Serialize;
 
 use crate::cluster::record::{self, Block, Node, Stage};
-use crate::cluster::{Durable, Expect, Key, Kind, Owned, Policy, Write};
+use crate::cluster::{Durable, Expect, Identity, Key, Kind, Owned, Policy, Write};
 use crate::config::Config;
 use crate::control::ipam;
 use crate::store::Memory;
@@ -49,10 +49,12 @@ pub(super) fn own(config: &Config, durable: &mut Durable) {
 }
 
 /// The store as it is at start.
-pub(super) fn memory(config: &Config, durable: &Durable) -> Memory {
+pub(super) fn memory(config: &Config, me: &Identity, durable: &Durable) -> Memory {
     let mut memory = Memory::default();
     let format = record::Format { version: record::FORMAT };
     set(&mut memory, Kind::Format, "version", &format);
+    // This node has been here before: nothing of its own is to be claimed anew.
+    set(&mut memory, Kind::Node, &me.name, &me.record(&BTreeSet::new()));
     configure(&mut memory, config, config, durable);
     memory
 }

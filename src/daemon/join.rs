@@ -42,7 +42,7 @@ pub(super) fn join(
     let (member, session, updates, embedded) = match config.store.kind {
         StoreKind::Embedded => {
             embedded::own(config, &mut durable);
-            let memory = embedded::memory(config, &durable);
+            let memory = embedded::memory(config, &me, &durable);
             let (entries, revision) = (memory.list(&Kind::WATCHED).entries, memory.revision());
             let embedded = Embedded::new(memory);
             let (session, updates) = Session::start(embedded.clone());

@@ -118,6 +118,11 @@ impl Daemon {
             let message = format!("{what} is known from a namespace that is gone, and is being removed");
             return Err(refusal(code::TRY_AGAIN_LATER, message, "try again"));
         }
+        if matches!(known.stage, Stage::Pending { .. } | Stage::Adopting { .. }) {
+            // Its caller may have given up, which the daemon has not heard yet.
+            let message = format!("an ADD of {what} is under way");
+            return Err(refusal(code::TRY_AGAIN_LATER, message, "DEL it first, and try again"));
+        }
         Err(refusal(code::ATTACHED_ALREADY, format!("{what} is attached already"), "DEL it first"))
     }
 

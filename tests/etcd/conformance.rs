@@ -265,11 +265,13 @@ async fn a_lease_is_lost_with_its_entry<R: Rig>() {
     let Some(rig) = R::new() else { return };
     let store = rig.store();
     let old = store.announce("n", "1", Duration::from_secs(600)).await.unwrap();
-    let new = store.announce("n", "2", Duration::from_secs(600)).await.unwrap();
+    let other = store.announce("n", "2", Duration::from_secs(600)).await;
+    assert_eq!(other, Err(StoreError::Taken { key: "alive/n".into(), value: "1".into() }), "another daemon's");
+    let new = store.announce("n", "1", Duration::from_secs(600)).await.unwrap();
     assert!(matches!(store.renew(&old).await, Err(StoreError::LeaseGone { .. })), "it is another's");
     store.withdraw(&old).await.unwrap();
     store.renew(&new).await.unwrap();
-    assert_eq!(alive(store).await, [("n".to_owned(), "2".to_owned())]);
+    assert_eq!(alive(store).await, [("n".to_owned(), "1".to_owned())]);
     let revision = store.list(&[Kind::Alive]).await.unwrap().entries[0].revision;
     done(store, write(Kind::Alive, "n", None, Expect::Revision(revision))).await;
     assert!(matches!(store.renew(&new).await, Err(StoreError::LeaseGone { .. })), "removed by hand");
