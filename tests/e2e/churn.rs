@@ -263,9 +263,9 @@ fn two_hundred_random_adds_and_deletes_with_kills_leak_nothing() {
     churn.end(&pods);
 }
 
-/// How many ADDs and DELs on a cluster: `$TAPIR_CHURN`, else as many as two cores do in a minute.
+/// How many ADDs and DELs on a cluster: `$TAPIR_CHURN`, else as many as two quiet cores do in a minute.
 fn operations() -> u32 {
-    std::env::var("TAPIR_CHURN").map_or(1500, |count| count.parse().expect("TAPIR_CHURN is a number"))
+    std::env::var("TAPIR_CHURN").map_or(5000, |count| count.parse().expect("TAPIR_CHURN is a number"))
 }
 
 #[test]
