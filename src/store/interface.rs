@@ -93,6 +93,9 @@ pub enum WatchError {
     /// The store no longer knows what happened after that revision, or never has: list again.
     #[error("the store no longer knows what happened since: {0}")]
     Compacted(String),
+    /// Something else happened at that revision than what was told: a backup was restored, and has come past it since.
+    #[error("the store has another history: {0}")]
+    Rewritten(String),
     /// The store went away, or fell silent: watch again from where this one came to.
     #[error(transparent)]
     Lost(#[from] StoreError),

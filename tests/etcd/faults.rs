@@ -221,6 +221,39 @@ async fn a_restored_backup_is_flagged() {
 }
 
 #[tokio::test]
+async fn a_restored_backup_that_has_come_further_is_seen_by_its_history() {
+    let Some(mut cluster) = Cluster::start(Options::default()) else { return };
+    let (mine, other) = (store(&cluster), store(&cluster));
+    let mut after = mine.list(&Kind::WATCHED).await.expect("a list").revision;
+    let snapshot = cluster.folder().join("snapshot");
+    cluster.etcdctl(&["snapshot", "save", snapshot.to_str().unwrap()]);
+    // Of one change at the same revision in both histories nothing could be told: here it is in another part.
+    put(&other, "a").await;
+    put(&other, "b").await;
+    let mut watch = mine.watch(after).await.expect("a watch");
+    while after < last(&cluster) {
+        after = watch.next().await.expect("a change").revision;
+    }
+    // What was told is not told again, but it is there.
+    let mut again = mine.watch(after).await.expect("a watch");
+    assert_eq!(again.next().await.expect("the same history").changes, []);
+    cluster.restore(&snapshot);
+    for name in ["usage/c", "usage/d", "usage/e", "cluster/blocks/f"] {
+        cluster.etcdctl(&["put", &format!("/tapir/v1/{name}"), "{}"]);
+    }
+    assert!(last(&cluster) > after);
+    let told = loop {
+        match mine.watch(after).await {
+            Ok(mut watch) => break watch.next().await,
+            // The connection is of before.
+            Err(WatchError::Lost(_)) => tokio::time::sleep(Duration::from_millis(50)).await,
+            Err(other) => break Err(other),
+        }
+    };
+    assert!(matches!(told, Err(WatchError::Rewritten(_))), "{told:?}");
+}
+
+#[tokio::test]
 async fn a_full_store_is_named_and_recovers() {
     let options = Options { arguments: &["--quota-backend-bytes", "2000000"], ..Options::default() };
     let Some(cluster) = Cluster::start(options) else { return };

@@ -14,6 +14,7 @@ mod failure;
 mod watch;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use etcd_client::{
@@ -41,6 +42,8 @@ const MAX_ANSWER: usize = 64 << 20;
 #[derive(Clone, Debug)]
 pub struct Etcd {
     connection: Arc<Connection>,
+    /// When the last change happened that a watch has told; 0: none was told, or it was a deletion.
+    told: Arc<AtomicU64>,
 }
 
 impl Etcd {
@@ -52,7 +55,7 @@ impl Etcd {
         if settings.endpoints.is_empty() {
             return Err(StoreError::Setup { key: "store.endpoints", reason: "at least one is needed".into() });
         }
-        Ok(Self { connection: Arc::new(Connection::new(settings)) })
+        Ok(Self { connection: Arc::new(Connection::new(settings)), told: Arc::default() })
     }
 
     fn prefix(&self) -> &str {
@@ -231,11 +234,22 @@ impl Etcd {
                 }
                 let (revision, _) = header(created.header());
                 if revision < after {
-                    // It would be silent until it has come that far, with other entries.
-                    return Err(WatchError::Compacted(format!("it is at revision {revision}, before {after}")));
+                    // It would be silent until it has come that far, with other entries perhaps. One member of several
+                    // may lag behind, but not all.
+                    let (latest, _) = self
+                        .page(b"\0", "\x01", 0)
+                        .await
+                        .map(|page| header(page.header()))
+                        .map_err(|failure| failure.error)?;
+                    return Err(if latest < after {
+                        WatchError::Rewritten(format!("it is at revision {latest}, before {after}"))
+                    } else {
+                        asked.answered("it lags behind", failure::UNAVAILABLE).error.into()
+                    });
                 }
-                let (connection, heard) = (Arc::clone(connection), Instant::now());
-                return Ok(EtcdWatch { connection, server, ask, answers, after, heard, asked: false });
+                let (connection, heard, told) = (Arc::clone(connection), Instant::now(), Arc::clone(&self.told));
+                let known = after > 0 && told.load(Relaxed) == after;
+                return Ok(EtcdWatch { connection, server, ask, answers, after, known, told, heard, asked: false });
             }
             Ok(Err(error)) => asked.failure(&error),
             Err(_) => asked.timeout(connection.settings.timeout.as_secs()),
@@ -248,8 +262,9 @@ impl Etcd {
 
     /// Opens a stream and waits until the server says that it watches.
     async fn open_watch(&self, client: &Client, after: Revision) -> Result<Opened, Error> {
-        // From `after` on, not after it, though what happened then is known: later versions of etcd answer no progress
-        // request while the first revision that is watched lies in the future (etcd pull request 20229).
+        // From `after` on, not after it, though what happened then is known: by that it is seen whether the history is still
+        // the same, and later versions of etcd answer no progress request while the first revision that is watched lies in
+        // the future (etcd pull request 20229).
         let options = WatchOptions::new().with_prefix().with_start_revision(signed(after.max(1)));
         let mut client = client.watch_client().max_decoding_message_size(MAX_ANSWER);
         let (ask, mut answers) = client.watch(format!("{}/cluster/", self.prefix()), Some(options)).await?.split();

@@ -1,6 +1,7 @@
 //! Following etcd.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use etcd_client::{Event, EventType, WatchRequestSender, WatchResponse, WatchResponseStream};
@@ -24,6 +25,10 @@ pub struct EtcdWatch {
     pub(super) answers: WatchResponseStream,
     /// All up to this was told.
     pub(super) after: Revision,
+    /// A change happened at `after`, and the server is to begin with it.
+    pub(super) known: bool,
+    /// Where the store remembers what was told.
+    pub(super) told: Arc<AtomicU64>,
     /// When the server said something last.
     pub(super) heard: Instant,
     /// It was asked since.
@@ -85,6 +90,10 @@ impl EtcdWatch {
         if let Some(error) = cancelled(response, &self.connection, &self.server) {
             return Err(error);
         }
+        let first = response.events().first().and_then(Event::kv).map(|kv| kv.mod_revision().unsigned_abs());
+        if std::mem::take(&mut self.known) && first != Some(self.after) {
+            return Err(anew(self.after, first));
+        }
         let prefix = &self.connection.settings.prefix;
         let events = response.events().iter();
         let changes = events.filter_map(|event| change(prefix, event)).filter(|(at, _)| *at > self.after);
@@ -93,7 +102,21 @@ impl EtcdWatch {
         // revisions are sent at once), and the answer to a progress request may overtake changes (etcd issue 15220).
         let last = response.events().last().and_then(Event::kv).map_or(0, |kv| kv.mod_revision());
         self.after = self.after.max(last.unsigned_abs());
+        if let Some(event) = response.events().last() {
+            // A deletion leaves no trace when just that revision is compacted.
+            let lasts = event.event_type() == EventType::Put;
+            self.told.store(if lasts { self.after } else { 0 }, Relaxed);
+        }
         Ok(Batch { changes, revision: self.after })
+    }
+}
+
+/// Where the change at `after` should have been told, `first` was.
+fn anew(after: Revision, first: Option<Revision>) -> WatchError {
+    match first {
+        Some(first) => WatchError::Rewritten(format!("the first change from revision {after} on was at {first}")),
+        // Word that there are no changes may overtake changes.
+        None => WatchError::Compacted(format!("it tells nothing of revision {after}")),
     }
 }
 

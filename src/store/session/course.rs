@@ -42,6 +42,8 @@ pub(super) struct Course {
     seen: Option<(Revision, u64)>,
     /// The store has forgotten what comes after `seen`.
     forgotten: bool,
+    /// Its history is not the one that was followed.
+    rewritten: bool,
     backoff: Backoff,
 }
 
@@ -54,7 +56,8 @@ impl Course {
     /// Takes a listing; true when it is older than what was seen, or of another store: a backup has come to life, and what
     /// was read before may not be true.
     pub(super) fn listed(&mut self, listing: &Listing) -> bool {
-        let rewound = self.seen.is_some_and(|(seen, origin)| listing.revision < seen || listing.origin != origin);
+        let another = |(seen, origin)| listing.revision < seen || listing.origin != origin;
+        let rewound = std::mem::take(&mut self.rewritten) || self.seen.is_some_and(another);
         self.seen = Some((listing.revision, listing.origin));
         self.forgotten = false;
         rewound
@@ -70,7 +73,8 @@ impl Course {
     /// The watch has ended, or did not come about, after it had lasted for `held`. How long to wait.
     pub(super) fn ended(&mut self, error: &WatchError, held: Duration, random: u64) -> Duration {
         let resumed = self.resume().is_some();
-        if matches!(error, WatchError::Compacted(_)) {
+        self.rewritten |= matches!(error, WatchError::Rewritten(_));
+        if matches!(error, WatchError::Compacted(_) | WatchError::Rewritten(_)) {
             self.forgotten = true;
             // A node that was away for long: nothing is wrong. If it keeps happening, something is.
             if resumed && self.backoff.failures == 0 {
@@ -131,6 +135,16 @@ mod tests {
         assert!(!course.listed(&listing(12, 0)));
         assert_eq!(course.resume(), Some(12));
         assert!(course.ended(&WatchError::Compacted(String::new()), Duration::ZERO, 0) > Duration::ZERO, "again");
+    }
+
+    #[test]
+    fn a_backup_that_has_come_further_is_seen_once() {
+        let mut course = Course::default();
+        assert!(!course.listed(&listing(5, 1)));
+        course.ended(&WatchError::Rewritten(String::new()), Duration::ZERO, 0);
+        assert_eq!(course.resume(), None);
+        assert!(course.listed(&listing(9, 1)), "whatever its count");
+        assert!(!course.listed(&listing(9, 1)));
     }
 
     #[test]
