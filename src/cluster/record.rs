@@ -10,7 +10,7 @@ use tapir_cni::protocol::AttachmentId;
 
 use super::Key;
 
-/// The layout that this version reads and writes: the value of `cluster/format/version`.
+/// The layout that this version reads and writes, in the store and in exports.
 pub const FORMAT: u32 = 1;
 
 /// `cluster/format/version`.
@@ -170,7 +170,7 @@ pub(super) fn read<'a, T: Deserialize<'a>>(value: &'a str) -> Result<T, String> 
 }
 
 /// As it is stored.
-pub(super) fn text(value: &impl Serialize) -> String {
+pub fn text(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("records hold nothing that JSON can't")
 }
 

@@ -11,7 +11,6 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use serde::de::DeserializeOwned;
 
 use super::record::{self, Block, Node, Pool, Stage};
 use super::{Change, Entry, Key, Kind, Revision};
@@ -37,8 +36,6 @@ pub struct Known<T> {
 pub struct Neighbour {
     /// Its underlay address.
     pub address: Ipv4Addr,
-    /// How it wants to be reached.
-    pub transport: String,
     /// What leads to it.
     pub prefixes: Vec<IpNet>,
     /// Its own addresses among those.
@@ -171,12 +168,7 @@ impl Replica {
     /// A node, as routes need it; none: there is nothing to route to.
     pub fn neighbour(&self, name: &str) -> Option<Neighbour> {
         let node = &self.nodes.get(name)?.record;
-        Some(Neighbour {
-            address: node.address,
-            transport: node.transport.clone(),
-            prefixes: self.prefixes_of(name),
-            own: node.own.clone(),
-        })
+        Some(Neighbour { address: node.address, prefixes: self.prefixes_of(name), own: node.own.clone() })
     }
 
     /// The blocks that have an address in common with `prefix`.
@@ -232,7 +224,7 @@ impl Replica {
         self.unreadable.remove(&key);
         let problem = match key.kind {
             Kind::Pool => self.put_pool(&key, &value, revision),
-            Kind::Node => parse(&value).map(|record| {
+            Kind::Node => record::read(&value).map(|record| {
                 self.affected.nodes.insert(key.name.clone());
                 self.nodes.insert(key.name.clone(), Known { revision, record, held: false });
             }),
@@ -247,7 +239,7 @@ impl Replica {
 
     fn put_pool(&mut self, key: &Key, value: &str, revision: Revision) -> Result<(), String> {
         let prefix = record::prefix(key).ok_or("its name is no prefix")?;
-        let record: Pool = parse(value)?;
+        let record: Pool = record::read(value)?;
         record.check(prefix)?;
         self.affected.pools = true;
         self.pools.insert(prefix, Known { revision, record, held: false });
@@ -256,7 +248,7 @@ impl Replica {
 
     fn put_block(&mut self, key: &Key, value: &str, revision: Revision) -> Result<(), String> {
         let prefix = record::prefix(key).ok_or("its name is no prefix")?;
-        let record: Block = parse(value)?;
+        let record: Block = record::read(value)?;
         let mut addresses = record.offered.iter().chain(record.lent.keys());
         if let Some(address) = addresses.find(|address| !prefix.contains(*address)) {
             return Err(format!("{address} is none of its addresses"));
@@ -371,8 +363,4 @@ impl Replica {
             *held = true;
         }
     }
-}
-
-fn parse<T: DeserializeOwned>(value: &str) -> Result<T, String> {
-    serde_json::from_str(value).map_err(|error| error.to_string())
 }

@@ -14,7 +14,7 @@ use super::{Daemon, Done};
 use crate::api::cluster as answers;
 use crate::api::types::{Check, Fix};
 use crate::cluster::check::{self, Local, Violation};
-use crate::cluster::record::Usage;
+use crate::cluster::record;
 use crate::cluster::{Entry, Key, Kind, Revision, Snapshot, Write, Written};
 use crate::host::{clock, pod};
 use crate::store::{Listing, StoreError};
@@ -172,14 +172,10 @@ impl Daemon {
         let replica = self.cluster.member.replica();
         let usage = self.holdings(clock::now()).usage;
         let mut entries = replica.entries();
-        entries.push(self.usage_entry(&usage));
+        let key = Key::new(Kind::Usage, &self.config.node.name);
+        entries.push(Entry { key, value: record::text(&usage), revision: 0 });
         entries.sort_by(|one, other| one.key.cmp(&other.key));
         Listing { entries, revision: replica.revision(), ..Listing::default() }
-    }
-
-    fn usage_entry(&self, usage: &Usage) -> Entry {
-        let value = serde_json::to_string(usage).expect("records hold nothing that JSON can't");
-        Entry { key: Key::new(Kind::Usage, &self.config.node.name), value, revision: 0 }
     }
 
     /// Answers with what comes after a key, of what was read when the first part was asked for.

@@ -117,9 +117,9 @@ fn block(node: &str, claim: &str) -> Block {
     }
 }
 
-fn set(memory: &mut Memory, kind: Kind, name: impl std::fmt::Display, record: &impl Serialize) {
+fn set(memory: &mut Memory, kind: Kind, name: impl std::fmt::Display, value: &impl Serialize) {
     let key = Key::new(kind, name);
-    let value = serde_json::to_string(record).expect("records hold nothing that JSON can't");
+    let value = record::text(value);
     let known = memory.get(&key);
     if known.is_some_and(|entry| entry.value == value) {
         return;

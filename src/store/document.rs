@@ -17,10 +17,9 @@ use serde_json::Value;
 
 use super::{Store, StoreError};
 use crate::cluster::check::{self, Local};
+use crate::cluster::record::FORMAT;
 use crate::cluster::{Entry, Expect, Key, Kind, Snapshot, Write, Written};
 
-/// The version of the text, and the layout of the entries in it.
-pub const FORMAT: u32 = 1;
 /// As often is tried to write an entry that others write, too.
 const ATTEMPTS: usize = 3;
 /// What no store should be filled with, unless somebody insists.

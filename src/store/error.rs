@@ -88,9 +88,9 @@ pub enum StoreError {
     #[error("the store's layout is version {found}, this tapird knows {known}: upgrade tapird")]
     Layout {
         /// The layout's version.
-        found: u64,
+        found: u32,
         /// The latest version known here.
-        known: u64,
+        known: u32,
     },
     /// The entry that tells the layout's version does not.
     #[error("the store's {key} is {value:?}, which tells no version; remove it if no other tapird is running")]

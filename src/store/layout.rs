@@ -1,23 +1,14 @@
 //! How the entries of a store are laid out: a version, kept in the store itself, so that a daemon of tomorrow and one of
 //! today don't misread each other.
 
-use serde::Deserialize;
-
 use super::{Store, StoreError};
+use crate::cluster::record::{self, FORMAT, Format};
 use crate::cluster::{Entry, Expect, Key, Kind, Write, Written};
-
-/// The version that this daemon reads and writes.
-pub const VERSION: u64 = 1;
 
 /// As many times a store is asked whose answer was lost, or whose entry comes and goes.
 const ATTEMPTS: usize = 3;
 /// As much of a value is quoted, in characters.
 const QUOTED: usize = 40;
-
-#[derive(Deserialize)]
-struct Layout {
-    version: u64,
-}
 
 /// The entry's key.
 pub fn key() -> Key {
@@ -35,7 +26,7 @@ pub async fn agree(store: &impl Store) -> Result<(), StoreError> {
         if let Some(entry) = listing.entries.iter().find(|entry| entry.key == key()) {
             return check(entry);
         }
-        let value = Some(format!("{{\"version\":{VERSION}}}"));
+        let value = Some(record::text(&Format { version: FORMAT }));
         match store.write(&Write { key: key(), value, expect: Expect::Absent }).await? {
             Written::Done(_) => return Ok(()),
             Written::Conflict(Some(entry)) => return check(&entry),
@@ -52,9 +43,9 @@ pub async fn agree(store: &impl Store) -> Result<(), StoreError> {
 /// # Errors
 /// As [`agree`].
 pub fn check(entry: &Entry) -> Result<(), StoreError> {
-    match serde_json::from_str::<Layout>(&entry.value) {
-        Ok(Layout { version }) if version <= VERSION => Ok(()),
-        Ok(Layout { version }) => Err(StoreError::Layout { found: version, known: VERSION }),
+    match serde_json::from_str(&entry.value) {
+        Ok(Format { version }) if version <= FORMAT => Ok(()),
+        Ok(Format { version }) => Err(StoreError::Layout { found: version, known: FORMAT }),
         Err(_) => {
             let value = entry.value.chars().take(QUOTED).collect();
             Err(StoreError::NoLayout { key: entry.key.to_string(), value })
