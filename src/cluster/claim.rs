@@ -334,9 +334,18 @@ impl Member {
         })
     }
 
+    /// Whether blocks take all of a pool: then no place of it has to be looked at.
+    fn is_full(&self, pool: IpNet) -> bool {
+        let size = |prefix: IpNet| 1_u128.checked_shl(u32::from(prefix.max_prefix_len() - prefix.prefix_len()));
+        let blocks = self.replica.blocks().range(pool..).take_while(|(block, _)| pool.contains(*block));
+        let taken = blocks.map(|(block, _)| size(*block).unwrap_or(u128::MAX)).fold(0, u128::saturating_add);
+        size(pool).is_some_and(|size| taken >= size)
+    }
+
     /// A block that is nobody's. Every node begins to look at another place, so that few meet.
     pub(super) fn choose(&self, ipv6: bool) -> Option<IpNet> {
-        self.usable_pools(ipv6).find_map(|(prefix, pool)| {
+        let open = self.usable_pools(ipv6).filter(|(prefix, _)| !self.is_full(*prefix));
+        open.into_iter().find_map(|(prefix, pool)| {
             let bits = u32::from(pool.block_size - prefix.prefix_len());
             let count = 1_u128.checked_shl(bits).unwrap_or(u128::MAX);
             let mut hasher = DefaultHasher::new();
@@ -353,13 +362,9 @@ impl Member {
 
     /// Whether more addresses of a family may come without anybody's doing.
     pub fn expects_more(&self, ipv6: bool) -> bool {
-        let coming = self.claiming.keys().any(|prefix| is_ipv6(*prefix) == ipv6);
         let missing = self.policy.fixed.iter().any(|prefix| !self.durable.owned.contains_key(prefix));
         let free = self.policy.fixed.is_empty() && !self.is_at_limit(ipv6) && self.choose(ipv6).is_some();
-        // What is being written anew is not given out of until that is seen.
-        let ranges = self.ranges();
-        let unsettled = self.durable.owned.keys().any(|prefix| is_ipv6(*prefix) == ipv6 && !ranges.contains(prefix));
-        let any = coming || missing || unsettled || free || self.is_offered(ipv6);
+        let any = self.is_under_way(ipv6) || missing || free || self.is_offered(ipv6);
         self.connected && self.refused.is_empty() && any
     }
 

@@ -369,10 +369,13 @@ impl Member {
 
     fn tell(&mut self, holdings: &Holdings, now: Duration) -> Option<Write> {
         let key = Key::new(Kind::Usage, &self.me.name);
+        let due = now.saturating_sub(self.told) >= TELL || self.told == Duration::ZERO;
+        if !due || !self.is_idle(&key) {
+            return None;
+        }
         let value = record::text(&holdings.usage);
         let known = self.own.get(&key);
-        let due = now.saturating_sub(self.told) >= TELL || self.told == Duration::ZERO;
-        if !due || !self.is_idle(&key) || known.is_some_and(|(_, known)| *known == value) {
+        if known.is_some_and(|(_, known)| *known == value) {
             return None;
         }
         self.told = now;

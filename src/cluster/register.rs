@@ -14,8 +14,9 @@ impl Member {
         if !self.announced {
             return Vec::new();
         }
-        let stored = self.replica.nodes().get(&self.me.name).filter(|known| !known.held);
-        let here = stored.is_some_and(|known| known.record.instance == self.me.instance && !known.record.leaving);
+        let stored = self.replica.nodes().get(&self.me.name).filter(|known| !known.held).cloned();
+        let here =
+            stored.as_ref().is_some_and(|known| known.record.instance == self.me.instance && !known.record.leaving);
         if self.here && !here {
             // What others don't follow may have been removed with it.
             self.own.clear();
@@ -30,17 +31,14 @@ impl Member {
             return Vec::from_iter(self.is_idle(&write.key).then_some(write));
         }
         let wanted = self.me.record(own);
-        let known = self.replica.nodes().get(&self.me.name);
-        let stored = known.filter(|known| !known.held);
-        let key = Key::new(Kind::Node, &self.me.name);
-        if stored.is_some_and(|known| known.record == wanted) || !self.is_idle(&key) {
+        let differs = stored.as_ref().is_none_or(|known| known.record != wanted);
+        if !differs || !self.is_idle(&Key::new(Kind::Node, &self.me.name)) {
             return Vec::new();
         }
-        let continues = stored.is_some_and(|known| known.record.instance == self.me.instance && !known.record.leaving);
-        let expect = stored.map_or(Expect::Absent, |known| Expect::Revision(known.revision));
-        if !continues {
+        if !here {
             self.renew_claims();
         }
+        let expect = stored.map_or(Expect::Absent, |known| Expect::Revision(known.revision));
         vec![put(Kind::Node, &self.me.name, &wanted, expect)]
     }
 

@@ -35,6 +35,9 @@ impl Member {
     /// Frees what leaving nodes had.
     pub(super) fn sweep(&mut self, holdings: &Holdings, now: Duration) -> Vec<Write> {
         self.observe(&holdings.reachable);
+        if self.absent.is_empty() {
+            return Vec::new();
+        }
         let wait = GRACE + TURN * self.turn();
         let gone = self.absent.iter().filter(|(_, absence)| {
             now.saturating_sub(absence.since) >= wait && now.saturating_sub(absence.last) < 2 * OBSERVE
