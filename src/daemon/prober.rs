@@ -53,7 +53,7 @@ impl Prober {
 
     /// Whether a peer answers.
     pub fn state(&self, peer: Ipv4Addr) -> State {
-        self.health.report(peer, clock::now()).map_or(State::Unknown, |report| report.state)
+        self.health.state(peer).unwrap_or(State::Unknown)
     }
 
     /// Waits for what becomes of probes past the tunnel.

@@ -321,6 +321,11 @@ impl Health {
         std::mem::take(&mut self.decisions)
     }
 
+    /// Whether a peer answers; none where it is not one.
+    pub fn state(&self, peer: Ipv4Addr) -> Option<State> {
+        self.peers.get(&peer).map(Peer::state)
+    }
+
     /// What is known of a peer; none where it is not one.
     pub fn report(&self, peer: Ipv4Addr, now: Duration) -> Option<Report> {
         self.peers.get(&peer).map(|peer| peer.report(&self.rules(), now))

@@ -217,6 +217,11 @@ impl Peer {
         self.way_mut(transport).path.suspect(mtu, now);
     }
 
+    /// Whether it answers, by the way in use.
+    pub fn state(&self) -> State {
+        self.way(self.transport).state()
+    }
+
     pub fn report(&self, rules: &Rules, now: Duration) -> Report {
         let rules = &rules.of(self.reach);
         let (used, unused) = (self.way(self.transport), self.way(other(self.transport)));
@@ -235,7 +240,7 @@ impl Peer {
         };
         let unprobed = || "not probed: no IPv4 address among its pods".into();
         Report {
-            state: used.state(),
+            state: self.state(),
             cause: self.target.map_or_else(unprobed, |_| case.words()),
             round_trip: used.round_trip(),
             loss: used.loss(),
