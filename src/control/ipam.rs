@@ -215,11 +215,6 @@ impl Ipam {
         &self.own
     }
 
-    /// Whether the node has ranges at all.
-    pub fn has_ranges(&self) -> bool {
-        !self.ranges.is_empty()
-    }
-
     /// Whether an address could be assigned, of each family that the node has ranges of.
     ///
     /// # Errors
