@@ -29,7 +29,8 @@ use crate::config::Config;
 use crate::control::{self, Event, Peer, Topology};
 use crate::host::clock;
 use crate::store::session::{Alive, Session, Update};
-use crate::store::{Embedded, Listing, Record, StoreError};
+use crate::store::{Embedded, Listing, Record, StoreError, local};
+use crate::table::PortId;
 
 /// For how long this daemon is believed to run when nobody hears of it.
 const TTL: Duration = Duration::from_secs(15);
@@ -392,12 +393,18 @@ impl Daemon {
     }
 
     fn cut_off(&mut self, id: &AttachmentId, cause: String) {
+        use attachment::Stage;
         let Some(attachment) = self.attachments.get_mut(id) else { return };
         attachment.lost = true;
-        let port = crate::table::PortId(attachment.record.port);
-        if matches!(attachment.stage, attachment::Stage::Attached { .. }) {
-            attachment.stage = attachment::Stage::Detached { cause, trying: false };
-            self.disconnect(id, port);
+        let port = PortId(attachment.record.port);
+        match attachment.stage {
+            Stage::Attached { .. } => {
+                attachment.stage = Stage::Detached { cause, trying: false };
+                self.disconnect(id, port);
+            }
+            // It is not a pod's yet, and is not to become one's.
+            Stage::Pending { .. } | Stage::Adopting { .. } => self.remove(id),
+            Stage::Detached { .. } | Stage::Removing => {}
         }
     }
 
@@ -423,7 +430,7 @@ impl Daemon {
     }
 
     /// The copy was written, or not.
-    pub(super) fn kept(&mut self, revision: u64, result: Result<(), crate::store::local::StoreError>) {
+    pub(super) fn kept(&mut self, revision: u64, result: Result<(), local::StoreError>) {
         self.cluster.keeping = false;
         match result {
             Ok(()) => self.cluster.kept = (revision, clock::now()),
