@@ -128,14 +128,24 @@ async fn a_write_without_an_answer_is_unknown() {
     let second = write(Kind::Block, "b", Some("{}"), Expect::Absent);
     assert_eq!(store.write(&second).await, Ok(Written::Unknown));
     cluster.thaw(0);
-    // It was in the server's socket, and is done now.
-    timeout(PATIENCE, async {
-        while store.list(&[Kind::Block]).await.map_or(0, |listing| listing.entries.len()) < 2 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+    // Server and client race: the request waits in the server's socket, and behind it that the client gave it up. So it
+    // is done or not, and writing it again tells.
+    let settled = timeout(PATIENCE, async {
+        loop {
+            match store.write(&second).await {
+                Ok(Written::Unknown) | Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                Ok(settled) => break settled,
+            }
         }
-    })
-    .await
-    .expect("it is done");
+    });
+    let revision = match settled.await.expect("the server is back") {
+        Written::Done(revision) => revision,
+        Written::Conflict(Some(found)) if found.value == "{}" => found.revision,
+        other => panic!("{other:?}"),
+    };
+    let listing = store.list(&[Kind::Block]).await.unwrap();
+    let found: Vec<_> = listing.entries.iter().map(|entry| (entry.key.name.as_str(), entry.revision)).collect();
+    assert_eq!(found, [("a", revision - 1), ("b", revision)], "it is done once");
 }
 
 #[tokio::test]
