@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use tapir::cluster::{Expect, Kind};
 use tapir::store::etcd::Settings;
+use tapir::store::session::{Session, Update};
 use tapir::store::{Etcd, Store, StoreError, WatchError};
 use tokio::time::sleep;
 
 use super::server::{Certificates, Cluster, Options};
-use super::{changes, put, settings, store, told, write};
+use super::{changes, put, settings, store, told, update, write};
 
 async fn listing_fails(settings: Settings) -> StoreError {
     Etcd::new(settings).unwrap().list(&[Kind::Pool]).await.expect_err("it is refused")
@@ -126,6 +127,47 @@ async fn users_are_checked_and_tokens_renewed() {
     assert!(error.to_string().ends_with("check store.username and store.password_file"), "{error}");
     fs::write(&password, "other").unwrap();
     assert_eq!(tapir.list(&[Kind::Block]).await.unwrap().entries.len(), 2);
+}
+
+#[tokio::test]
+async fn a_restored_backup_is_flagged_to_a_user_of_the_prefix_alone() {
+    let Some(mut cluster) = Cluster::start(Options::default()) else { return };
+    let password = cluster.folder().join("password");
+    fs::write(&password, "secret").unwrap();
+    for command in [
+        &["user", "add", "root:root"][..],
+        &["user", "grant-role", "root", "root"],
+        &["role", "add", "tapir"],
+        &["role", "grant-permission", "tapir", "--prefix=true", "readwrite", "/tapir/v1/"],
+        &["user", "add", "tapir:secret"],
+        &["user", "grant-role", "tapir", "tapir"],
+        &["auth", "enable"],
+    ] {
+        cluster.etcdctl(command);
+    }
+    cluster.user = Some("root:root");
+    let settings = Settings { user: Some(("tapir".to_owned(), password)), ..settings(&cluster) };
+    let (_session, mut updates) = Session::start(Etcd::new(settings.clone()).unwrap());
+    while !matches!(update(&mut updates).await, Update::Listed { .. }) {}
+    let snapshot = cluster.folder().join("snapshot");
+    cluster.etcdctl(&["snapshot", "save", snapshot.to_str().unwrap()]);
+    let other = Etcd::new(settings).unwrap();
+    for name in ["a", "b", "c"] {
+        put(&other, name).await;
+    }
+    let mut seen = 0;
+    while seen < 3 {
+        if let Update::Changed { changes, .. } = update(&mut updates).await {
+            seen += changes.len();
+        }
+    }
+    cluster.restore(&snapshot);
+    let rewound = loop {
+        if let Update::Listed { rewound, .. } = update(&mut updates).await {
+            break rewound;
+        }
+    };
+    assert!(rewound);
 }
 
 #[tokio::test]

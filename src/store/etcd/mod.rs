@@ -235,12 +235,8 @@ impl Etcd {
                 let (revision, _) = header(created.header());
                 if revision < after {
                     // It would be silent until it has come that far, with other entries perhaps. One member of several
-                    // may lag behind, but not all.
-                    let (latest, _) = self
-                        .page(b"\0", "\x01", 0)
-                        .await
-                        .map(|page| header(page.header()))
-                        .map_err(|failure| failure.error)?;
+                    // may lag behind, but not all. Asked for is what lies below the prefix: else this user may not read.
+                    let latest = self.pages(&[Kind::Format]).await.map_err(|failure| failure.error)?.revision;
                     return Err(if latest < after {
                         WatchError::Rewritten(format!("it is at revision {latest}, before {after}"))
                     } else {
