@@ -80,6 +80,8 @@ conform!(
     a_compacted_history_is_not_watched,
     an_entry_goes_with_its_lease,
     a_lease_is_lost_with_its_entry,
+    an_entry_that_says_nothing_is_anothers,
+    who_has_announced_has_an_entry,
     thousands_are_listed_as_of_one_moment,
     of_many_who_write_one_succeeds,
     the_layout_is_agreed_on
@@ -276,6 +278,44 @@ async fn a_lease_is_lost_with_its_entry<R: Rig>() {
     let revision = store.list(&[Kind::Alive]).await.unwrap().entries[0].revision;
     done(store, write(Kind::Alive, "n", None, Expect::Revision(revision))).await;
     assert!(matches!(store.renew(&new).await, Err(StoreError::LeaseGone { .. })), "removed by hand");
+}
+
+async fn an_entry_that_says_nothing_is_anothers<R: Rig>() {
+    let Some(rig) = R::new() else { return };
+    let store = rig.store();
+    done(store, write(Kind::Alive, "n", Some(""), Expect::Absent)).await;
+    let announced = store.announce("n", "1", Duration::from_secs(600)).await;
+    assert_eq!(announced, Err(StoreError::Taken { key: "alive/n".into(), value: String::new() }));
+}
+
+async fn who_has_announced_has_an_entry<R: Rig>() {
+    let Some(rig) = R::new() else { return };
+    let store = rig.store();
+    // Another daemon's entry comes and goes, and never takes the place of ours.
+    let flicker = async {
+        loop {
+            if let Ok(Written::Done(revision)) = store.write(&write(Kind::Alive, "n", Some("2"), Expect::Absent)).await
+            {
+                done(store, write(Kind::Alive, "n", None, Expect::Revision(revision))).await;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let announce = async {
+        for _ in 0..300 {
+            match store.announce("n", "1", Duration::from_secs(600)).await {
+                Ok(lease) => {
+                    store.renew(&lease).await.expect("its entry is there");
+                    store.withdraw(&lease).await.unwrap();
+                }
+                Err(error) => assert!(matches!(&error, StoreError::Taken { value, .. } if value == "2"), "{error:?}"),
+            }
+        }
+    };
+    tokio::select! {
+        () = announce => {}
+        () = flicker => unreachable!("it flickers for ever"),
+    }
 }
 
 async fn thousands_are_listed_as_of_one_moment<R: Rig>() {

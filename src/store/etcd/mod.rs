@@ -34,6 +34,8 @@ use crate::cluster::{Entry, Expect, Key, Kind, Revision, Write, Written};
 const PAGE: i64 = 1000;
 /// A list is begun anew as often when its revision is compacted meanwhile.
 const LISTS: usize = 3;
+/// An announcement is begun anew as often when the same entry goes meanwhile.
+const ANNOUNCEMENTS: usize = 3;
 /// An answer may have this many bytes: a thousand entries, or as many changes, with room to spare. etcd cuts none in two
 /// unless asked to, and then one that is lost between the parts can't be told from a whole one.
 const MAX_ANSWER: usize = 64 << 20;
@@ -175,23 +177,23 @@ impl Store for Etcd {
         let grant = grant.await.map_err(|failure| failure.error)?;
         let absent = Compare::create_revision(path.clone(), CompareOp::Equal, 0);
         let same = Compare::value(path.clone(), CompareOp::Equal, value);
-        let mut other = String::new();
-        for condition in [absent, same] {
+        let key = || Key::new(Kind::Alive, name).to_string();
+        for condition in [absent, same].into_iter().cycle().take(2 * ANNOUNCEMENTS) {
             let put = TxnOp::put(path.clone(), value, Some(PutOptions::new().with_lease(grant.id())));
             let txn = Txn::new().when([condition]).and_then([put]).or_else([TxnOp::get(path.clone(), None)]);
             let response = self.transact("announce", true, txn).await.map_err(|failure| failure.error)?;
             if response.succeeded() {
-                other.clear();
-                break;
+                let ttl = Duration::from_secs(grant.ttl().unsigned_abs());
+                return Ok(Lease { name: name.to_owned(), id: grant.id().cast_unsigned(), ttl });
             }
-            other = found(&response).unwrap_or_default();
+            // One that says the same may have gone since, and another may be there by now.
+            if let Some(other) = found(&response).filter(|found| found != value) {
+                // The lease has no entry, and ends by itself.
+                return Err(StoreError::Taken { key: key(), value: other });
+            }
         }
-        if !other.is_empty() {
-            // The lease has no entry, and ends by itself.
-            return Err(StoreError::Taken { key: Key::new(Kind::Alive, name).to_string(), value: other });
-        }
-        let ttl = Duration::from_secs(grant.ttl().unsigned_abs());
-        Ok(Lease { name: name.to_owned(), id: grant.id().cast_unsigned(), ttl })
+        let endpoint = self.connection.settings.endpoints.join(" ");
+        Err(StoreError::Refused { endpoint, action: "announce", reason: format!("{} comes and goes", key()) })
     }
 
     async fn renew(&self, lease: &Lease) -> Result<(), StoreError> {
