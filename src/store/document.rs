@@ -201,40 +201,11 @@ impl Document {
             self.contradiction().map_or(Ok(()), Err)?;
         }
         let there: BTreeMap<Key, Entry> = there.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
-        let mut imported = Imported::default();
+        let mut target = Target { store, force, done: Imported::default() };
         for (key, value) in &self.entries {
-            if self.put(store, key, value, there.get(key).cloned(), imported.written).await? {
-                imported.written += 1;
-            } else {
-                imported.unchanged += 1;
-            }
+            target.put(key, value, there.get(key).cloned()).await?;
         }
-        Ok(imported)
-    }
-
-    /// Writes one entry over what is there; false if it is there already.
-    async fn put(
-        &self,
-        store: &impl Store,
-        key: &Key,
-        value: &Value,
-        mut there: Option<Entry>,
-        written: usize,
-    ) -> Result<bool, DocumentError> {
-        let failed = |problem: String| DocumentError::Unwritten { key: key.to_string(), problem, written };
-        for _ in 0..ATTEMPTS {
-            if there.as_ref().is_some_and(|entry| same(entry, value)) {
-                return Ok(false);
-            }
-            let expect = there.as_ref().map_or(Expect::Absent, |entry| Expect::Revision(entry.revision));
-            let write = Write { key: key.clone(), value: Some(value.to_string()), expect };
-            match store.write(&write).await.map_err(|error| failed(error.to_string()))? {
-                Written::Done(_) => return Ok(true),
-                Written::Conflict(current) => there = current,
-                Written::Unknown => return Err(failed("the store gave no answer".into())),
-            }
-        }
-        Err(failed("others keep writing it".into()))
+        Ok(target.done)
     }
 
     /// As [`Document::import`], and makes sure that it is there.
@@ -259,6 +230,43 @@ impl Document {
     }
 }
 
+/// The store that is written to, and how far that has come.
+struct Target<'a, S> {
+    store: &'a S,
+    force: bool,
+    done: Imported,
+}
+
+impl<S: Store> Target<'_, S> {
+    /// Writes one entry; over another one only if `force`d, for others may write meanwhile.
+    async fn put(&mut self, key: &Key, value: &Value, mut there: Option<Entry>) -> Result<(), DocumentError> {
+        let written = self.done.written;
+        let failed = |problem: String| DocumentError::Unwritten { key: key.to_string(), problem, written };
+        for _ in 0..ATTEMPTS {
+            if there.as_ref().is_some_and(|entry| same(entry, value)) {
+                self.done.unchanged += 1;
+                return Ok(());
+            }
+            if there.is_some() && !self.force {
+                return Err(DocumentError::InUse(format!(
+                    "another {key} by now, after {written} entries were imported"
+                )));
+            }
+            let expect = there.as_ref().map_or(Expect::Absent, |entry| Expect::Revision(entry.revision));
+            let write = Write { key: key.clone(), value: Some(value.to_string()), expect };
+            match self.store.write(&write).await.map_err(|error| failed(error.to_string()))? {
+                Written::Done(_) => {
+                    self.done.written += 1;
+                    return Ok(());
+                }
+                Written::Conflict(current) => there = current,
+                Written::Unknown => return Err(failed("the store gave no answer".into())),
+            }
+        }
+        Err(failed("others keep writing it".into()))
+    }
+}
+
 /// Waits for work with a store, for who is not asynchronous otherwise. The store can't be used outside of it.
 ///
 /// # Errors
@@ -278,8 +286,12 @@ fn wrong(key: impl ToString, problem: impl ToString) -> DocumentError {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
-    use crate::store::{Embedded, Memory};
+    use crate::cluster::Revision;
+    use crate::store::memory::EmbeddedWatch;
+    use crate::store::{Embedded, Lease, Listing, Memory, WatchError};
 
     const NODE: &str = r#"{"address":"172.31.0.1","instance":"i","subnet":"172.31.0.0/24","version":"1"}"#;
     const BLOCK: &str = r#"{"claim":"c","node":"a","stage":"confirmed"}"#;
@@ -312,7 +324,7 @@ mod tests {
         let document = Document::read(&text()).unwrap();
         assert_eq!(document.text(), text());
         let store = Embedded::new(Memory::default());
-        store.announce("a", "{}", std::time::Duration::from_secs(600)).await.unwrap();
+        store.announce("a", "{}", Duration::from_secs(600)).await.unwrap();
         assert_eq!(document.import(&store, false).await.unwrap(), Imported { written: 6, unchanged: 0 });
         assert_eq!(exported(&store).await, text(), "leased entries are left out");
         document.verify(&store).await.unwrap();
@@ -338,6 +350,68 @@ mod tests {
             assert_eq!(document.import(&store, true).await.unwrap().written, 6);
             document.verify(&store).await.unwrap();
         }
+    }
+
+    /// A store in which somebody else writes an entry just before the first one arrives.
+    struct Busy {
+        inner: Embedded,
+        other: Write,
+    }
+
+    impl Busy {
+        fn new(path: &str, value: &str) -> Self {
+            let other = Write { key: Key::parse(path).unwrap(), value: Some(value.into()), expect: Expect::Absent };
+            Self { inner: Embedded::new(Memory::default()), other }
+        }
+
+        fn value(&self) -> String {
+            self.inner.with(|memory| memory.get(&self.other.key).unwrap().value.clone())
+        }
+    }
+
+    impl Store for Busy {
+        type Watch = EmbeddedWatch;
+
+        async fn list(&self, kinds: &[Kind]) -> Result<Listing, StoreError> {
+            self.inner.list(kinds).await
+        }
+
+        async fn watch(&self, after: Revision) -> Result<EmbeddedWatch, WatchError> {
+            self.inner.watch(after).await
+        }
+
+        async fn write(&self, write: &Write) -> Result<Written, StoreError> {
+            self.inner.with(|memory| memory.write(&self.other));
+            self.inner.write(write).await
+        }
+
+        async fn announce(&self, name: &str, value: &str, ttl: Duration) -> Result<Lease, StoreError> {
+            self.inner.announce(name, value, ttl).await
+        }
+
+        async fn renew(&self, lease: &Lease) -> Result<(), StoreError> {
+            self.inner.renew(lease).await
+        }
+
+        async fn withdraw(&self, lease: &Lease) -> Result<(), StoreError> {
+            self.inner.withdraw(lease).await
+        }
+    }
+
+    #[tokio::test]
+    async fn what_others_write_meanwhile_is_written_over_only_by_force() {
+        let document = Document::read(&text()).unwrap();
+        let (path, value) = ("cluster/pools/10.244.0.0-16", r#"{"block_size":28}"#);
+        let busy = Busy::new(path, value);
+        let refused = document.import(&busy, false).await.unwrap_err();
+        assert!(matches!(&refused, DocumentError::InUse(what) if what.contains(path)), "{refused}");
+        assert_eq!(busy.value(), value, "it is left alone");
+        let busy = Busy::new(path, value);
+        assert_eq!(document.import(&busy, true).await.unwrap().written, 6);
+        document.verify(&busy).await.unwrap();
+        // A daemon that begins writes what every daemon does.
+        let busy = Busy::new("cluster/format/version", r#"{ "version": 1 }"#);
+        assert_eq!(document.import(&busy, false).await.unwrap(), Imported { written: 5, unchanged: 1 });
     }
 
     #[tokio::test]
