@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, layout};
 use crate::cluster::check::{self, Local};
 use crate::cluster::record::FORMAT;
 use crate::cluster::{Entry, Expect, Key, Kind, Snapshot, Write, Written};
@@ -180,13 +180,15 @@ impl Document {
         found.map(|violation| DocumentError::Contradiction(violation.message))
     }
 
-    /// Writes all entries to a store. Unless `force`d nothing is written over, and a store that has nodes or blocks is left
-    /// alone; what can be known before is looked at before anything is written.
+    /// Writes all entries to a store, if its layout is known here. Unless `force`d nothing is written over, and a store
+    /// that has nodes or blocks is left alone; what can be known before is looked at before anything is written.
     ///
     /// # Errors
     /// [`DocumentError`].
     pub async fn import(&self, store: &impl Store, force: bool) -> Result<Imported, DocumentError> {
         let there = store.list(&Kind::ALL).await?.entries;
+        // A store of a later layout is not for this version to write to, whoever insists.
+        there.iter().find(|entry| entry.key == layout::key()).map_or(Ok(()), layout::check)?;
         if !force {
             let used = |kind| there.iter().filter(|entry| entry.key.kind == kind).count();
             let (nodes, blocks) = (used(Kind::Node), used(Kind::Block));
@@ -259,7 +261,11 @@ impl<S: Store> Target<'_, S> {
                     self.done.written += 1;
                     return Ok(());
                 }
-                Written::Conflict(current) => there = current,
+                Written::Conflict(current) => {
+                    let layout = current.as_ref().filter(|_| *key == layout::key());
+                    layout.map_or(Ok(()), layout::check)?;
+                    there = current;
+                }
                 Written::Unknown => return Err(failed("the store gave no answer".into())),
             }
         }
@@ -412,6 +418,28 @@ mod tests {
         // A daemon that begins writes what every daemon does.
         let busy = Busy::new("cluster/format/version", r#"{ "version": 1 }"#);
         assert_eq!(document.import(&busy, false).await.unwrap(), Imported { written: 5, unchanged: 1 });
+    }
+
+    #[tokio::test]
+    async fn a_later_layout_is_left_alone_even_if_forced() {
+        let with_layout = Document::read(&text()).unwrap();
+        let mut without = with_layout.clone();
+        without.entries.remove(&layout::key());
+        let (path, later) = ("cluster/format/version", r#"{"version":2}"#);
+        for document in [&with_layout, &without] {
+            for force in [false, true] {
+                let mut memory = Memory::default();
+                put(&mut memory, path, later);
+                let store = Embedded::new(memory);
+                let refused = document.import(&store, force).await.unwrap_err();
+                assert!(matches!(refused, DocumentError::Store(StoreError::Layout { found: 2, .. })), "{refused}");
+                assert_eq!(store.with(|memory| memory.list(&Kind::ALL).entries.len()), 1);
+            }
+        }
+        let busy = Busy::new(path, later);
+        let refused = with_layout.import(&busy, true).await.unwrap_err();
+        assert!(matches!(refused, DocumentError::Store(StoreError::Layout { found: 2, .. })), "{refused}");
+        assert_eq!(busy.value(), later);
     }
 
     #[tokio::test]
