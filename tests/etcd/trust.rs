@@ -1,6 +1,7 @@
 //! Who may: certificates, passwords, permissions.
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -129,9 +130,8 @@ async fn users_are_checked_and_tokens_renewed() {
     assert_eq!(tapir.list(&[Kind::Block]).await.unwrap().entries.len(), 2);
 }
 
-#[tokio::test]
-async fn a_restored_backup_is_flagged_to_a_user_of_the_prefix_alone() {
-    let Some(mut cluster) = Cluster::start(Options::default()) else { return };
+/// Lets in whom etcd knows, and makes a user who may do what is needed below the prefix and nothing else.
+fn limited(cluster: &mut Cluster) -> Settings {
     let password = cluster.folder().join("password");
     fs::write(&password, "secret").unwrap();
     for command in [
@@ -146,7 +146,29 @@ async fn a_restored_backup_is_flagged_to_a_user_of_the_prefix_alone() {
         cluster.etcdctl(command);
     }
     cluster.user = Some("root:root");
-    let settings = Settings { user: Some(("tapir".to_owned(), password)), ..settings(&cluster) };
+    Settings { user: Some(("tapir".to_owned(), password)), ..settings(cluster) }
+}
+
+#[tokio::test]
+async fn a_silent_server_is_left_by_all_who_wait_for_it() {
+    let Some(mut cluster) = Cluster::start(Options::default()) else { return };
+    let limited = limited(&mut cluster);
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoints = [format!("http://{}", silent.local_addr().unwrap()), cluster.endpoint(0)];
+    let settings = Settings { endpoints: endpoints.into(), timeout: Duration::from_secs(4), ..limited };
+    let store = Etcd::new(settings).unwrap();
+    let list = || store.list(&[Kind::Block]);
+    // The time of the second goes by while the first is logging in.
+    let (first, second) = tokio::join!(list(), list());
+    for listing in [first, second] {
+        assert_eq!(listing.expect("the other server's").entries, []);
+    }
+}
+
+#[tokio::test]
+async fn a_restored_backup_is_flagged_to_a_user_of_the_prefix_alone() {
+    let Some(mut cluster) = Cluster::start(Options::default()) else { return };
+    let settings = limited(&mut cluster);
     let (_session, mut updates) = Session::start(Etcd::new(settings.clone()).unwrap());
     while !matches!(update(&mut updates).await, Update::Listed { .. }) {}
     let snapshot = cluster.folder().join("snapshot");

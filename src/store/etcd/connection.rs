@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
 use tokio::sync::Mutex;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use super::failure::{Asked, Failure};
 use crate::store::StoreError;
@@ -78,6 +78,11 @@ impl Connection {
         Self { settings, current: Mutex::new(Current { index: 0, client: None, number: 0 }) }
     }
 
+    /// How long one server is waited for where nobody asks the others at once.
+    pub(super) fn share(&self) -> Duration {
+        self.settings.timeout / self.settings.endpoints.len().max(1) as u32
+    }
+
     pub(super) fn asked(&self, index: usize, action: &'static str) -> Asked<'_> {
         Asked {
             endpoint: self.settings.endpoints.get(index).map_or("", String::as_str),
@@ -103,18 +108,18 @@ impl Connection {
         let mut authenticated = false;
         loop {
             // A server that is silent leaves time for the others.
-            let left = end.saturating_duration_since(Instant::now());
-            let until = Instant::now() + if repeats { left / attempts.max(1) as u32 } else { left };
-            let connect_until = Instant::now() + left / attempts.max(1) as u32;
+            let share = end.saturating_duration_since(Instant::now()) / attempts.max(1) as u32;
             attempts = attempts.saturating_sub(1);
-            let failure = match self.server(action, connect_until).await {
+            let failure = match self.server(action, share, end).await {
                 Err(failure) => failure,
                 Ok(server) => {
                     let asked = self.asked_of(&server, action);
-                    let failure = match timeout_at(until, ask(server.client.clone())).await {
+                    let left = end.saturating_duration_since(Instant::now());
+                    let patience = if repeats { share.min(left) } else { left };
+                    let failure = match timeout(patience, ask(server.client.clone())).await {
                         Ok(Ok(answer)) => return Ok(answer),
                         Ok(Err(error)) => asked.failure(&error),
-                        Err(_) => asked.timeout(self.settings.timeout.as_secs()),
+                        Err(_) => asked.timeout(patience),
                     };
                     if failure.stale && !authenticated {
                         authenticated = true;
@@ -134,24 +139,36 @@ impl Connection {
         }
     }
 
-    /// The present server, connected to and logged in. Files are read anew for each connection, so they may be replaced.
-    pub(super) async fn server(&self, action: &'static str, until: Instant) -> Result<Server, Failure> {
+    /// The present server, connected to and logged in, which may take `patience` but not beyond `end`. Files are read
+    /// anew for each connection, so they may be replaced.
+    pub(super) async fn server(
+        &self,
+        action: &'static str,
+        patience: Duration,
+        end: Instant,
+    ) -> Result<Server, Failure> {
+        let begun = Instant::now();
         let mut current = self.current.lock().await;
-        let index = current.index;
+        let (index, now) = (current.index, Instant::now());
+        let asked = self.asked(index, action);
+        if now >= end {
+            // Others took the time to connect, to the server before perhaps: of this one it tells nothing.
+            return Err(Failure { maybe_done: false, ..asked.timeout(now - begun) });
+        }
         if let Some(client) = &current.client {
             return Ok(Server { client: client.clone(), index, number: current.number });
         }
-        let asked = self.asked(index, action);
+        let patience = patience.min(end - now);
         let endpoint = &self.settings.endpoints[index];
         let options = self.settings.options(endpoint).map_err(Failure::certain)?;
-        let failure = match timeout_at(until, Client::connect([endpoint], Some(options))).await {
+        let failure = match timeout(patience, Client::connect([endpoint], Some(options))).await {
             Ok(Ok(client)) => {
                 current.number += 1;
                 current.client = Some(client.clone());
                 return Ok(Server { client, index, number: current.number });
             }
             Ok(Err(error)) => asked.failure(&error),
-            Err(_) => asked.timeout(self.settings.timeout.as_secs()),
+            Err(_) => asked.timeout(patience),
         };
         if failure.elsewhere {
             current.index = (index + 1) % self.settings.endpoints.len();
@@ -206,4 +223,57 @@ fn read_pem(key: &'static str, path: &Path) -> Result<Vec<u8>, StoreError> {
     let bytes = read(key, path)?;
     let is_pem = bytes.windows(11).any(|window| window == b"-----BEGIN ");
     if is_pem { Ok(bytes) } else { Err(setup(key, path, "no PEM in it")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// Servers that take connections and say nothing.
+    fn silent(count: usize) -> (Vec<TcpListener>, Vec<String>) {
+        let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let url = |listener: &TcpListener| format!("http://{}", listener.local_addr().unwrap());
+        let endpoints = listeners.iter().map(url).collect();
+        (listeners, endpoints)
+    }
+
+    fn connection(endpoints: &[String], password: Option<&Path>) -> Connection {
+        Connection::new(Settings {
+            endpoints: endpoints.to_vec(),
+            user: password.map(|path| ("tapir".to_owned(), path.to_owned())),
+            timeout: Duration::from_secs(6),
+            ..Settings::default()
+        })
+    }
+
+    fn timed_out(endpoint: &str, seconds: u64) -> StoreError {
+        StoreError::Timeout { endpoint: endpoint.to_owned(), action: "list", seconds }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_waited_for_another_leaves_no_server_untried() {
+        let password = tempfile::NamedTempFile::new().unwrap();
+        let (_listeners, endpoints) = silent(2);
+        let connection = connection(&endpoints, Some(password.path()));
+        let patience = Duration::from_secs(3);
+        let end = Instant::now() + patience;
+        let ask = || connection.server("list", patience, end);
+        let (first, second) = tokio::join!(ask(), ask());
+        assert_eq!(first.err().map(|failure| failure.error), Some(timed_out(&endpoints[0], 3)));
+        assert_eq!(second.err().map(|failure| failure.error), Some(timed_out(&endpoints[1], 3)));
+        assert_eq!(connection.current.lock().await.index, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_is_said_to_be_silent_for_as_long_as_it_was_waited_for() {
+        let password = tempfile::NamedTempFile::new().unwrap();
+        let (_listeners, endpoints) = silent(3);
+        for password in [None, Some(password.path())] {
+            let connection = connection(&endpoints, password);
+            let failure = connection.call("list", true, |_| std::future::pending::<Result<(), Error>>()).await;
+            assert_eq!(failure.unwrap_err().error, timed_out(&endpoints[2], 2), "{password:?}");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! What etcd and the connection to it say when something is wrong, told apart.
 
 use std::error::Error as _;
+use std::time::Duration;
 
 use etcd_client::Error;
 
@@ -37,7 +38,9 @@ impl Failure {
 }
 
 impl Asked<'_> {
-    pub(super) fn timeout(self, seconds: u64) -> Failure {
+    /// It did not answer while it was waited for that long.
+    pub(super) fn timeout(self, waited: Duration) -> Failure {
+        let seconds = waited.as_secs_f64().round().max(1.0) as u64;
         let error = StoreError::Timeout { endpoint: self.endpoint.into(), action: self.action, seconds };
         Failure { maybe_done: true, elsewhere: true, ..Failure::certain(error) }
     }

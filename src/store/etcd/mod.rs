@@ -131,8 +131,10 @@ impl Store for Etcd {
                 Err(WatchError::Lost(StoreError::Denied { .. } | StoreError::Credentials { .. })) if again => {
                     again = false;
                     let until = Instant::now() + self.connection.settings.timeout;
-                    let server = self.connection.server("watch", until).await.map_err(|failure| failure.error)?;
-                    self.connection.leave(&server, false).await;
+                    let connection = &self.connection;
+                    let server = connection.server("watch", connection.share(), until).await;
+                    let server = server.map_err(|failure| failure.error)?;
+                    connection.leave(&server, false).await;
                 }
                 result => return result,
             }
@@ -226,7 +228,7 @@ impl Etcd {
     async fn try_watch(&self, after: Revision) -> Result<EtcdWatch, WatchError> {
         let connection = &self.connection;
         let until = Instant::now() + connection.settings.timeout;
-        let server = connection.server("watch", until).await.map_err(|failure| failure.error)?;
+        let server = connection.server("watch", connection.share(), until).await.map_err(|failure| failure.error)?;
         let asked = connection.asked_of(&server, "watch");
         let opened = timeout_at(until, self.open_watch(&server.client, after)).await;
         let failure = match opened {
@@ -250,7 +252,7 @@ impl Etcd {
                 return Ok(EtcdWatch { connection, server, ask, answers, after, known, told, heard, asked: false });
             }
             Ok(Err(error)) => asked.failure(&error),
-            Err(_) => asked.timeout(connection.settings.timeout.as_secs()),
+            Err(_) => asked.timeout(connection.settings.timeout),
         };
         if failure.elsewhere {
             connection.leave(&server, true).await;

@@ -64,7 +64,7 @@ impl EtcdWatch {
             let Ok(answer) = timeout_at(self.heard + patience, self.answers.message()).await else {
                 if self.asked {
                     let asked = self.connection.asked_of(&self.server, "watch");
-                    return Err(asked.timeout(patience.as_secs()).error.into());
+                    return Err(asked.timeout(patience).error.into());
                 }
                 self.asked = true;
                 // When this fails the stream has ended, which the next answer tells.
