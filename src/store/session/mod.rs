@@ -377,8 +377,13 @@ async fn keep_alive<S: Store>(
 /// Announces anew. What was announced before is taken back first where it says something else under the same name, else
 /// afterwards: others are not to see this daemon gone.
 async fn announce<S: Store>(store: &S, want: &Alive, held: &mut Option<(Alive, Lease)>) -> Result<(), StoreError> {
-    if let Some((_, before)) = held.take_if(|(alive, _)| alive.name == want.name && alive.value != want.value) {
-        store.withdraw(&before).await?;
+    if let Some((alive, before)) = held
+        && alive.name == want.name
+        && alive.value != want.value
+    {
+        // If that fails it is still to be taken back: it would look like another daemon's.
+        store.withdraw(before).await?;
+        *held = None;
     }
     let lease = store.announce(&want.name, &want.value, want.ttl).await?;
     if let Some((_, before)) = held.replace((want.clone(), lease)) {

@@ -349,6 +349,32 @@ async fn the_node_is_alive_for_as_long_as_it_says() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_announcement_that_could_not_be_taken_back_is_not_anothers() {
+    let store = Flaky::new();
+    let (session, mut updates) = Session::start(store.clone());
+    let others = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&others);
+    tokio::spawn(async move {
+        while let Some(update) = updates.recv().await {
+            if let Update::Announced { other: Some(other) } = update {
+                told.lock().unwrap().push(other);
+            }
+        }
+    });
+    let alive = |value: &str| Alive { name: "n".into(), value: value.into(), ttl: Duration::from_secs(600) };
+    session.set_alive(Some(alive("1")));
+    sleep(Duration::from_secs(1)).await;
+    store.down.send_replace(true);
+    session.set_alive(Some(alive("2")));
+    sleep(Duration::from_secs(1)).await;
+    store.down.send_replace(false);
+    sleep(Duration::from_secs(11)).await;
+    let entry = store.store().with(|memory| memory.get(&Key::new(Kind::Alive, "n")).cloned());
+    assert_eq!(entry.map(|entry| entry.value).as_deref(), Some("2"));
+    assert_eq!(*others.lock().unwrap(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_session_that_nobody_hears_ends() {
     let store = Flaky::new();
     let (mut session, updates) = Session::start(store.clone());
