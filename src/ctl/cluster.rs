@@ -38,7 +38,8 @@ impl Held {
             if *revision.get_or_insert(part.revision) != part.revision {
                 return Err(CtlError::Changed);
             }
-            held.stale = part.stale;
+            // One part that is only remembered makes the whole no more than that.
+            held.stale = held.stale.or(part.stale);
             held.entries.extend(part.entries.into_iter().filter_map(|entry| {
                 Some(Entry { key: Key::parse(&entry.key)?, value: entry.value, revision: entry.revision })
             }));
@@ -195,4 +196,45 @@ fn write(path: &Path, text: &str) -> std::io::Result<()> {
         let _ = fs::remove_file(&next);
     }
     written
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    use tapir_cni::protocol::{Reply, read_message, write_message};
+
+    use super::*;
+    use crate::api::types::StoreEntry;
+
+    /// What is put together of parts, each of one entry, of which some are only remembered.
+    fn held(stale: &[Option<&str>]) -> Held {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("tapird.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let (mut stream, _) = listener.accept().unwrap();
+                for (number, reason) in stale.iter().enumerate() {
+                    let Ok(Request::StoreEntries { .. }) = read_message(&mut stream) else { panic!("another request") };
+                    let key = format!("usage/{number}");
+                    let next = (number + 1 < stale.len()).then(|| key.clone());
+                    let entries = vec![StoreEntry { key, value: "{}".into(), revision: 1 }];
+                    let part = Entries { revision: 9, stale: reason.map(str::to_owned), entries, next };
+                    write_message(&mut stream, &Reply::Ok(serde_json::to_value(part).unwrap())).unwrap();
+                }
+            });
+            Held::ask(&mut Client::connect(&socket).unwrap()).unwrap()
+        })
+    }
+
+    #[test]
+    fn what_is_partly_remembered_is_stale() {
+        for stale in [[Some("down"), None, None], [None, Some("down"), None], [None, None, Some("down")]] {
+            let held = held(&stale);
+            assert_eq!((held.entries.len(), held.stale.as_deref()), (3, Some("down")), "{stale:?}");
+        }
+        assert_eq!(held(&[None, None]).stale, None);
+    }
 }
