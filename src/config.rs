@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use crate::cluster::etcd;
 use crate::control::Encapsulation;
 
 pub use network::{IpamKind, Network, Pool};
@@ -183,7 +184,7 @@ impl Default for Store {
         Self {
             kind: StoreKind::Embedded,
             endpoints: Vec::new(),
-            prefix: "/tapir/v1".into(),
+            prefix: etcd::Settings::default().prefix,
             ca: None,
             cert: None,
             key: None,
@@ -315,6 +316,20 @@ impl Underlay {
     /// The interface's name; none: it is to be found out.
     pub fn interface(&self) -> Option<&str> {
         Some(self.interface.as_str()).filter(|&name| name != "auto")
+    }
+}
+
+impl Store {
+    /// How to reach the etcd that is meant.
+    pub fn etcd(&self) -> etcd::Settings {
+        etcd::Settings {
+            endpoints: self.endpoints.clone(),
+            prefix: self.prefix.clone(),
+            ca: self.ca.clone(),
+            identity: self.cert.clone().zip(self.key.clone()),
+            user: self.username.clone().zip(self.password_file.clone()),
+            ..etcd::Settings::default()
+        }
     }
 }
 

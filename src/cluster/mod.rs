@@ -10,6 +10,7 @@
 pub mod check;
 mod claim;
 mod entry;
+pub mod etcd;
 mod holdings;
 mod identity;
 mod lend;

@@ -332,7 +332,16 @@ fn an_etcd_store_is_read() {
         password_file = "/etc/tapir/password"
     "#;
     let store = Config::parse(text, Path::new("t.toml")).unwrap().store;
-    assert_eq!((store.kind, store.endpoints.len(), store.prefix.as_str()), (StoreKind::Etcd, 3, "/clusters/a"));
+    assert_eq!(store.kind, StoreKind::Etcd);
+    let expected = etcd::Settings {
+        endpoints: ["https://etcd-1.example:2379", "http://[::1]:2379", "http://127.0.0.1:2379"].map(Into::into).into(),
+        prefix: "/clusters/a".into(),
+        ca: Some("/etc/tapir/ca.pem".into()),
+        identity: Some(("/etc/tapir/cert.pem".into(), "/etc/tapir/key.pem".into())),
+        user: Some(("tapir".into(), "/etc/tapir/password".into())),
+        ..etcd::Settings::default()
+    };
+    assert_eq!(store.etcd(), expected);
     let minimal = "[store]\nkind = \"etcd\"\nendpoints = [\"http://127.0.0.1:2379\"]\n";
     assert_eq!(Config::parse(minimal, Path::new("t.toml")).unwrap().store.prefix, "/tapir/v1");
 }

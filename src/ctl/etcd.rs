@@ -5,7 +5,6 @@ use std::path::Path;
 use super::CtlError;
 use crate::config::{Config, StoreKind};
 use crate::store::Etcd;
-use crate::store::etcd::Settings;
 
 /// The etcd that the config at `path` names. Nothing is connected yet.
 ///
@@ -13,18 +12,8 @@ use crate::store::etcd::Settings;
 /// [`CtlError`]: the config can't be read, or names no etcd.
 pub(super) fn open(path: &Path) -> Result<Etcd, CtlError> {
     let config = Config::load(path).map_err(|error| CtlError::Config(Box::new(error)))?;
-    let store = config.store;
-    match store.kind {
-        StoreKind::Embedded => return Err(CtlError::NoEtcd(path.into())),
-        StoreKind::Etcd => {}
+    match config.store.kind {
+        StoreKind::Embedded => Err(CtlError::NoEtcd(path.into())),
+        StoreKind::Etcd => Etcd::new(config.store.etcd()).map_err(|error| CtlError::Document(error.into())),
     }
-    let settings = Settings {
-        endpoints: store.endpoints,
-        prefix: store.prefix,
-        ca: store.ca,
-        identity: store.cert.zip(store.key),
-        user: store.username.zip(store.password_file),
-        ..Settings::default()
-    };
-    Etcd::new(settings).map_err(|error| CtlError::Document(error.into()))
 }

@@ -7,12 +7,12 @@ use tokio::sync::mpsc;
 use super::cluster::Cluster;
 use super::{DaemonError, embedded};
 use crate::cluster::{Durable, Identity, Kind, Member};
-use crate::config::{self, Config, StoreKind};
+use crate::config::{Config, StoreKind};
 use crate::control::Underlay;
 use crate::host::clock;
 use crate::store::local::Store;
 use crate::store::session::{Session, Update};
-use crate::store::{Embedded, Etcd, etcd};
+use crate::store::{Embedded, Etcd};
 
 /// Who this node is.
 pub(super) fn identity(config: &Config, underlay: &Underlay, instance: &str) -> Identity {
@@ -51,7 +51,7 @@ pub(super) fn join(
             (member, session, updates, Some(embedded))
         }
         StoreKind::Etcd => {
-            let etcd = Etcd::new(settings(&config.store)).map_err(DaemonError::Cluster)?;
+            let etcd = Etcd::new(config.store.etcd()).map_err(DaemonError::Cluster)?;
             let (session, updates) = Session::start(etcd);
             let (entries, revision) = store.load_cluster();
             let mut member = Member::new(me, policy, durable, fresh, seed);
@@ -63,15 +63,4 @@ pub(super) fn join(
     let cluster = Cluster::new(member, session, embedded, amnesic, now);
     cluster.announce(&name);
     Ok((cluster, updates))
-}
-
-fn settings(store: &config::Store) -> etcd::Settings {
-    etcd::Settings {
-        endpoints: store.endpoints.clone(),
-        prefix: store.prefix.clone(),
-        ca: store.ca.clone(),
-        identity: store.cert.clone().zip(store.key.clone()),
-        user: store.username.clone().zip(store.password_file.clone()),
-        ..etcd::Settings::default()
-    }
 }

@@ -2,48 +2,19 @@
 
 use std::fs;
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
+use super::Settings;
 use super::failure::{Asked, Failure};
 use crate::store::StoreError;
 
 /// Certificates that a server's is checked against when no other are named.
 const SYSTEM_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
-
-/// How to reach an etcd cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// URLs of its servers, `http://HOST:PORT` or `https://HOST:PORT`; at least one. One is used until it fails.
-    pub endpoints: Vec<String>,
-    /// What every key begins with; without `/` at its end.
-    pub prefix: String,
-    /// The authority that signed the servers' certificates, PEM; none: the system's.
-    pub ca: Option<PathBuf>,
-    /// This client's certificate, PEM, and the key to it.
-    pub identity: Option<(PathBuf, PathBuf)>,
-    /// User, and the file that holds the password.
-    pub user: Option<(String, PathBuf)>,
-    /// How long a call may take.
-    pub timeout: Duration,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            endpoints: Vec::new(),
-            prefix: "/tapir/v1".into(),
-            ca: None,
-            identity: None,
-            user: None,
-            timeout: Duration::from_secs(5),
-        }
-    }
-}
 
 /// The server in use. It is left for the next one when it fails.
 #[derive(Debug)]

@@ -24,10 +24,10 @@ use etcd_client::{
 use tokio::time::{Instant, timeout_at};
 
 use self::connection::Connection;
-pub use self::connection::Settings;
 use self::failure::Failure;
 pub use self::watch::EtcdWatch;
 use super::{Lease, Listing, Store, StoreError, WatchError};
+pub use crate::cluster::etcd::Settings;
 use crate::cluster::{Entry, Expect, Key, Kind, Revision, Write, Written};
 
 /// As many entries are read at once.
