@@ -111,7 +111,8 @@ impl Asked<'_> {
         }
         let connecting = has("tcp connect error") || has("dns error") || has("error trying to connect");
         let mut reason = last(chain);
-        if reason == "connection closed" && endpoint.starts_with("https://") {
+        let hung_up = HUNG_UP.iter().any(|words| reason.contains(words));
+        if hung_up && !connecting && endpoint.starts_with("https://") {
             // The alert is lost when the server closes before it is read.
             reason += "; if that stays so, the server may want another client certificate (store.cert, store.key)";
         }
@@ -133,6 +134,9 @@ impl Asked<'_> {
         StoreError::Refused { endpoint: self.endpoint.into(), action: self.action, reason }
     }
 }
+
+/// What is seen of a server that closes the connection, which is a matter of who is quicker.
+const HUNG_UP: [&str; 4] = ["connection closed", "broken pipe", "Broken pipe", "Connection reset by peer"];
 
 // Codes of gRPC.
 const CANCELLED: i32 = 1;
@@ -165,4 +169,30 @@ fn last(chain: &str) -> String {
 fn reason(chain: &str, words: &[&str]) -> String {
     let found = words.iter().find_map(|word| chain.find(word));
     found.map_or_else(|| last(chain), |at| chain[at..].lines().next().unwrap_or_default().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_hangs_up_may_want_another_certificate() {
+        let hint = "the server may want another client certificate (store.cert, store.key)";
+        let hints = |endpoint: &str, chain: &str| {
+            let asked = Asked { endpoint, action: "list", username: "", prefix: "/tapir/v1" };
+            asked.broken(chain).error.to_string().ends_with(hint)
+        };
+        for seen in
+            ["connection closed", "stream closed because of a broken pipe", "Connection reset by peer (os error 104)"]
+        {
+            let chain = format!("transport error\n{seen}");
+            assert!(hints("https://e:2379", &chain), "{seen}");
+            assert!(!hints("http://e:2379", &chain), "{seen}");
+        }
+        assert!(!hints(
+            "https://e:2379",
+            "transport error\ntcp connect error\nConnection reset by peer (os error 104)"
+        ));
+        assert!(!hints("https://e:2379", "transport error\noperation timed out"));
+    }
 }
