@@ -61,7 +61,8 @@ pub enum Event {
     Peer(Peer),
     /// The node of that name is gone.
     PeerGone(String),
-    /// How packets travel to a node; [`Transport::Ipip`] before anything is said.
+    /// How packets travel to a node; [`Transport::Ipip`] before anything is said. It holds until something else is said,
+    /// whatever becomes of the node's name.
     Transport {
         /// The node's underlay address.
         peer: Ipv4Addr,
@@ -107,10 +108,13 @@ pub struct Desired {
     peers: BTreeMap<String, Peer>,
     /// The names of those who claim an underlay address.
     claims: BTreeMap<Ipv4Addr, BTreeSet<String>>,
+    /// Those that are not [`Transport::Ipip`]. Whoever decides them knows addresses, and says nothing when a node only
+    /// changes its name: so they stay until it does.
     transports: BTreeMap<Ipv4Addr, Transport>,
     endpoints: BTreeMap<AttachmentId, Endpoint>,
     /// Who has a port. More than one only for a moment: the last one of them.
     ports: BTreeMap<PortId, BTreeSet<AttachmentId>>,
+    /// Of addresses, too. They expire by themselves.
     path_mtus: BTreeMap<Ipv4Addr, PathMtu>,
     /// What follows from all that.
     rib: Rib,
@@ -205,11 +209,6 @@ impl Desired {
             self.claims.entry(peer.address).or_default().insert(name.to_owned());
             self.peers.insert(name.to_owned(), peer);
         }
-        // What was learnt of a node goes with it.
-        for address in touched.iter().filter(|address| !self.claims.contains_key(*address)) {
-            self.path_mtus.remove(address);
-            self.transports.remove(address);
-        }
         let after = routes(self);
         self.exchange(&before, &after);
         self.changes.peers = true;
@@ -217,9 +216,12 @@ impl Desired {
     }
 
     fn replace_transport(&mut self, peer: Ipv4Addr, transport: Transport) -> bool {
-        let changed = self.claims.contains_key(&peer) && self.transport(peer) != transport;
+        let before = match transport {
+            Transport::Ipip => self.transports.remove(&peer),
+            Transport::Udp => self.transports.insert(peer, transport),
+        };
+        let changed = before.unwrap_or(Transport::Ipip) != transport;
         if changed {
-            self.transports.insert(peer, transport);
             self.change_way(peer);
         }
         changed

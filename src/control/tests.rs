@@ -2,6 +2,7 @@ use ipnet::Ipv4Net;
 use proptest::prelude::*;
 use tapir_cni::protocol::PodRef;
 
+use super::health::{Config, Decision, Health, Node, Reach};
 use super::rib::{NextHop, Source};
 use super::*;
 use crate::drop_reason::DropReason;
@@ -175,6 +176,39 @@ fn a_measured_path_mtu_shrinks_and_grows() {
     assert!(!desired.apply(Event::PathMtu { peer: Ipv4Addr::new(9, 9, 9, 9), mtu: 600, now: Duration::ZERO }));
 }
 
+/// Takes in what the probes have led to.
+fn decide(desired: &mut Desired, health: &mut Health, now: Duration) {
+    let nodes = desired.active_peers().map(|peer| Node { address: peer.address, own: &peer.own, reach: Reach::Tunnel });
+    health.sync(nodes.collect::<Vec<_>>(), now);
+    for decision in health.decisions() {
+        desired.apply(match decision {
+            Decision::Transport { peer, transport } => Event::Transport { peer, transport },
+            Decision::PathMtu { peer, mtu } => Event::PathMtu { peer, mtu: mtu.into(), now },
+        });
+    }
+}
+
+#[test]
+fn the_way_to_a_node_outlives_its_name() {
+    let (now, address) = (Duration::ZERO, Ipv4Addr::new(172, 31, 0, 2));
+    let mut health = Health::new(Config { transport: Some(Transport::Udp), port: Some(5555), mtu: 1500 });
+    let mut desired = desired(topology(), underlay(1500));
+    decide(&mut desired, &mut health, now);
+    desired.apply(Event::PathMtu { peer: address, mtu: 1400, now });
+    let way = |desired: &Desired| (desired.transport(address), desired.peer_mtu(address));
+    assert_eq!(way(&desired), (Transport::Udp, 1372));
+    desired.apply(Event::PeerGone("node-2".into()));
+    desired.apply(Event::Peer(peer("renamed", 2, &["10.244.1.0/24"])));
+    assert_eq!(way(&desired), (Transport::Udp, 1372), "it is the same node, which answers over UDP");
+    decide(&mut desired, &mut health, now);
+    assert_eq!(way(&desired), (Transport::Udp, 1372));
+    // Once it is nobody's, what was decided is taken back, and what was learnt expires.
+    desired.apply(Event::PeerGone("renamed".into()));
+    decide(&mut desired, &mut health, now);
+    desired.apply(Event::Tick { now: PATH_MTU_LIFETIME });
+    assert!(desired.transports.is_empty() && desired.path_mtus.is_empty());
+}
+
 #[test]
 fn mtus_are_those_of_ipv4_packets() {
     assert_eq!(Desired::new(topology(), underlay(65_536)).tunnel_mtu(), 65_515);
@@ -189,9 +223,9 @@ fn modes() -> impl Strategy<Value = Encapsulation> {
 }
 
 /// A node: which address it claims, how many blocks it has, which single address was lent to it, how it is reached.
-type Node = (u8, u8, Option<u8>, bool);
+type Claim = (u8, u8, Option<u8>, bool);
 
-fn node(name: u8, &(address, blocks, lent, _): &Node) -> Peer {
+fn node(name: u8, &(address, blocks, lent, _): &Claim) -> Peer {
     let blocks = (0..blocks).map(|block| format!("10.244.{name}.{}/26", u32::from(block) * 64));
     // Of this node's range, where pods are, or of another node's.
     let lent = lent.map(|lent| format!("10.244.{}.{}/32", lent % 3, lent + 2));
