@@ -8,7 +8,7 @@
 //!
 //! An address is *assigned*, or *freed* at a known time, or *fresh*. What was freed long ago is forgotten when
 //! more than [`REMEMBERED`] are known, and thereby fresh: it would come first anyway, and a /64 must not fill
-//! memory. Nothing is enumerated, so ranges of any size cost the same.
+//! memory. Nothing is enumerated but what is known one by one, so ranges and reservations of any size cost the same.
 //!
 //! Several addresses for one pod are chosen first and assigned together: a refusal changes nothing.
 
@@ -263,11 +263,20 @@ impl Ipam {
 
     fn first_fresh(&self, span: &Span) -> Option<IpAddr> {
         let range = self.ranges.iter().find(|range| range.span.intersection(span).is_some())?;
-        let mut number = span.first.max(range.fresh);
-        while number <= span.last {
-            let address = address(span.ipv6, number);
-            if self.is_fresh(address) {
-                return Some(address);
+        let fresh = self.next_fresh(span, span.first.max(range.fresh))?;
+        Some(address(span.ipv6, fresh))
+    }
+
+    /// The first fresh address of a span that is not below `from`. What is reserved is passed at once.
+    fn next_fresh(&self, span: &Span, from: u128) -> Option<u128> {
+        let mut next = from;
+        while next <= span.last {
+            let address = address(span.ipv6, next);
+            let around = self.reserved.iter().filter(|net| net.contains(&address));
+            match around.map(|net| number(net.broadcast())).max() {
+                Some(last) => next = last.checked_add(1)?,
+                None if self.is_fresh(address) => return Some(next),
+                None => next = next.checked_add(1)?,
             }
             number = number.checked_add(1)?;
         }
@@ -305,11 +314,8 @@ impl Ipam {
         self.freed.remove(&address);
         self.assigned.insert(address);
         let Some(index) = self.ranges.iter().position(|range| range.span.contains(address)) else { return };
-        let Range { span, mut fresh, .. } = self.ranges[index];
-        while fresh <= span.last && !self.is_fresh(span::address(span.ipv6, fresh)) {
-            fresh += 1;
-        }
-        self.ranges[index].fresh = fresh;
+        let Range { span, fresh, .. } = self.ranges[index];
+        self.ranges[index].fresh = self.next_fresh(&span, fresh).unwrap_or(span.last.saturating_add(1));
     }
 
     /// Forgets the oldest of what has cooled, down to [`REMEMBERED`].

@@ -291,7 +291,47 @@ fn traffic_keeps_an_address_cooling_but_not_for_ever() {
     assert_eq!(assign_one(&mut ipam, now + COOLDOWN), Ok(address));
 }
 
+#[test]
+fn what_is_reserved_is_passed_at_once() {
+    let mut ipam = ipam(&[]);
+    let reserved = nets(&["fd00::/80", "fd00::2:0:0:0/80", "10.0.0.0/9"]);
+    ipam.set_ranges(&nets(&["fd00::/64", "10.0.0.0/8"]), BTreeSet::new(), reserved);
+    assert_eq!(ipam.own(), [ip("10.128.0.0"), ip("fd00::1:0:0:0")]);
+    assert_eq!(ipam.assign(&[], START), Ok(vec![ip("10.128.0.1"), ip("fd00::1:0:0:1")]));
+    let within = [(ip("fd00::2:0:0:0"), ip("fd00::3:0:0:0"))];
+    assert_eq!(ipam.assign(&within, START), Ok(vec![ip("fd00::3:0:0:0")]));
+    ipam.set_ranges(&nets(&["ffff::/16"]), BTreeSet::new(), nets(&["ffff::/17", "ffff:8000::/17"]));
+    assert!(matches!(assign_one(&mut ipam, START), Err(IpamError::Exhausted { .. })));
+}
+
 proptest! {
+    /// The oracle goes from address to address.
+    #[test]
+    fn what_is_withheld_or_reserved_is_left_out(
+        reserved in prop::collection::vec((0..64_u8, 26..=32_u8), 0..6),
+        withheld in prop::collection::btree_set(0..64_u8, 0..20),
+        wanted in (0..64_u8, 0..64_u8),
+    ) {
+        let at = |number: u8| IpAddr::from([10, 1, 0, number]);
+        let net = |(number, length)| IpNet::new(at(number), length).unwrap().trunc();
+        let reserved: Vec<IpNet> = reserved.into_iter().map(net).filter(|net| net.prefix_len() > 26).collect();
+        let withheld: BTreeSet<IpAddr> = withheld.into_iter().map(at).collect();
+        let free = |address: &IpAddr| {
+            !withheld.contains(address) && !reserved.iter().any(|net| net.contains(address))
+        };
+        let mut expected: Vec<IpAddr> = (1..63).map(at).filter(free).collect();
+        let mut ipam = ipam(&[]);
+        ipam.set_ranges(&nets(&["10.1.0.0/26"]), withheld.clone(), reserved.clone());
+        prop_assert_eq!(ipam.own(), expected.drain(..expected.len().min(1)).collect::<Vec<_>>());
+        let (first, last) = (wanted.0.min(wanted.1), wanted.0.max(wanted.1));
+        if let Ok(addresses) = ipam.assign(&[(at(first), at(last))], START) {
+            let index = expected.iter().position(|address| (at(first)..=at(last)).contains(address));
+            prop_assert_eq!(addresses, [expected.remove(index.unwrap())]);
+        }
+        let given: Vec<IpAddr> = std::iter::from_fn(|| assign_one(&mut ipam, START).ok()).collect();
+        prop_assert_eq!(given, expected);
+    }
+
     /// The oracle counts address by address.
     #[test]
     fn fill_adds_up(
