@@ -50,9 +50,9 @@ pub struct Fill {
     pub assigned: usize,
     /// Addresses that were given back lately.
     pub cooling: usize,
-    /// Addresses that could be given out now.
+    /// Addresses that could be given out now, if need be: also those that cool only because somebody sends to them.
     pub free: u128,
-    /// Some of those, the last in order.
+    /// Some of those that don't cool, the last in order.
     pub spare: Vec<IpAddr>,
 }
 

@@ -4,7 +4,9 @@
 //! node's own (`tapir0`): the first that is free when the first range comes. The rest are handed out like Calico's:
 //! those that nobody has had yet first, in order, then those that were given back, the oldest first, and none within
 //! [`COOLDOWN`] of being given back, so that nobody who still remembers the old pod reaches the new one. Traffic to a
-//! freed address ([`Ipam::seen`]) shows that somebody does: it begins to cool anew.
+//! freed address ([`Ipam::seen`]) shows that somebody does: it begins to cool anew. But whoever wants to can send, so
+//! that keeps nobody from an address: where nothing else is left, such a one is given too, once its first [`COOLDOWN`]
+//! is over.
 //!
 //! An address is *assigned*, or *freed* at a known time, or *fresh*. What was freed long ago is forgotten when
 //! more than [`REMEMBERED`] are known, and thereby fresh: it would come first anyway, and a /64 must not fill
@@ -30,7 +32,8 @@ use span::{Span, address, is_for_pods, number, span, usable};
 
 /// How long a freed address is kept from the next pod.
 pub const COOLDOWN: Duration = Duration::from_secs(30);
-/// How long traffic to a freed address keeps it cooling, at most: whoever wants to could send for ever.
+/// How long traffic to a freed address keeps it cooling, at most, and while there are others to give: whoever wants to
+/// could send for ever.
 pub const LONGEST_COOLDOWN: Duration = Duration::from_secs(600);
 /// How many freed addresses are remembered beyond those that cool.
 pub const REMEMBERED: usize = 1024;
@@ -251,13 +254,14 @@ impl Ipam {
             return Ok(address);
         }
         let inside = |address: IpAddr| spans.iter().any(|span| span.contains(address)) && self.is_given_out(address);
-        let oldest = self.freed.iter().filter(|&(&address, _)| inside(address)).min_by_key(|(_, one)| one.at);
+        let freed = self.freed.iter().filter(|&(&address, _)| inside(address));
+        let oldest = freed.min_by_key(|(_, one)| (one.rested().max(now), one.at));
         let family = if ipv6 { "IPv6" } else { "IPv4" };
         let ranges = self.describe(Some(ipv6));
         match oldest {
             None => Err(IpamError::Exhausted { family, ranges }),
-            Some((&address, one)) if !one.cools(now) => Ok(address),
-            Some((_, one)) => Err(IpamError::Cooling { family, ranges, wait: remaining(one.at, now) }),
+            Some((&address, one)) if !one.rests(now) => Ok(address),
+            Some((_, one)) => Err(IpamError::Cooling { family, ranges, wait: one.remaining(now) }),
         }
     }
 
@@ -278,7 +282,6 @@ impl Ipam {
                 None if self.is_fresh(address) => return Some(next),
                 None => next = next.checked_add(1)?,
             }
-            number = number.checked_add(1)?;
         }
         None
     }
@@ -305,7 +308,8 @@ impl Ipam {
             return Err(IpamError::Withheld { address });
         }
         match self.freed.get(&address) {
-            Some(one) if one.cools(now) => Err(IpamError::Recent { address, wait: remaining(one.at, now) }),
+            // Nothing else can be given.
+            Some(one) if one.rests(now) => Err(IpamError::Recent { address, wait: one.remaining(now) }),
             _ => Ok(()),
         }
     }
@@ -363,10 +367,21 @@ impl Freedom {
     fn cools(&self, now: Duration) -> bool {
         now.checked_sub(self.at).is_none_or(|age| age < COOLDOWN)
     }
-}
 
-fn remaining(at: Duration, now: Duration) -> u64 {
-    (at + COOLDOWN).saturating_sub(now).as_secs_f64().ceil() as u64
+    /// When it has cooled, but for traffic.
+    fn rested(&self) -> Duration {
+        self.until.saturating_sub(LONGEST_COOLDOWN - COOLDOWN)
+    }
+
+    /// Whether it is nobody's yet, whatever is asked for.
+    fn rests(&self, now: Duration) -> bool {
+        now < self.rested()
+    }
+
+    /// Seconds until it is somebody's again, if need be.
+    fn remaining(&self, now: Duration) -> u64 {
+        self.rested().saturating_sub(now).as_secs_f64().ceil() as u64
+    }
 }
 
 #[cfg(test)]

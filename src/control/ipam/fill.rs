@@ -11,7 +11,8 @@ use super::{Ipam, Range};
 use crate::cluster::Fill;
 
 impl Ipam {
-    /// How full each range is; of each, up to `spare` free addresses.
+    /// How full each range is; of each, up to `spare` free addresses that don't cool. What only traffic keeps cooling is
+    /// both cooling and free: it keeps a block from being given back, and calls for no other one.
     pub fn fill(&self, now: Duration, spare: usize) -> BTreeMap<IpNet, Fill> {
         self.ranges.iter().map(|range| (range.net, self.fill_of(range, now, spare))).collect()
     }
@@ -22,10 +23,12 @@ impl Ipam {
         let count = |addresses: &mut dyn Iterator<Item = &IpAddr>| addresses.filter(|&address| inside(address)).count();
         let assigned = count(&mut self.assigned.iter().chain(&self.own));
         let cooling = self.cooling(now).filter(inside).count();
-        let out = |address: &&IpAddr| !taken(address) && !self.freed.get(*address).is_some_and(|one| one.cools(now));
+        let rests = |address: &IpAddr| self.freed.get(address).is_some_and(|one| one.rests(now));
+        let resting = count(&mut self.freed.keys().filter(|address| rests(address)));
+        let out = |address: &&IpAddr| !taken(address) && !rests(address);
         let withheld = count(&mut self.withheld.iter().filter(out));
         let size = (range.span.last - range.span.first).saturating_add(1);
-        let used = u128::try_from(assigned + cooling + withheld).unwrap_or(u128::MAX);
+        let used = u128::try_from(assigned + resting + withheld).unwrap_or(u128::MAX);
         let free = size.saturating_sub(used).saturating_sub(self.reserved_in(range));
         let numbers = (0..4 * spare as u128).filter_map(|step| range.span.last.checked_sub(step));
         let last =

@@ -285,10 +285,40 @@ fn traffic_keeps_an_address_cooling_but_not_for_ever() {
     let mut now = START;
     while ipam.seen(address, now + Duration::from_secs(20)) {
         now += Duration::from_secs(20);
-        assert!(matches!(assign_one(&mut ipam, now + Duration::from_secs(29)), Err(IpamError::Cooling { .. })));
+        assert!(ipam.cooling(now + Duration::from_secs(29)).eq([address]));
     }
     assert!(now >= START + LONGEST_COOLDOWN - Duration::from_secs(40) && now < START + LONGEST_COOLDOWN);
-    assert_eq!(assign_one(&mut ipam, now + COOLDOWN), Ok(address));
+    assert_eq!(ipam.cooling(now + COOLDOWN).count(), 0);
+}
+
+/// Whoever wants to can send to every address there is: that must not keep pods from starting.
+#[test]
+fn what_only_traffic_keeps_cooling_is_given_when_nothing_else_is_there() {
+    let mut ipam = ipam(&["10.1.0.0/29"]);
+    let all: Vec<_> = (2..=6).map(|_| assign_one(&mut ipam, START).unwrap()).collect();
+    let at = |seconds| START + Duration::from_secs(seconds);
+    for (index, &address) in all.iter().enumerate() {
+        ipam.release(address, at(index as u64));
+    }
+    let seen = |ipam: &mut Ipam, seconds| {
+        for &address in &all[1..] {
+            ipam.seen(address, at(seconds));
+        }
+    };
+    let net: IpNet = "10.1.0.0/29".parse().unwrap();
+    let fill = |ipam: &Ipam, seconds| ipam.fill(at(seconds), 8).remove(&net).unwrap();
+    seen(&mut ipam, 20);
+    let error = assign_one(&mut ipam, at(20)).unwrap_err();
+    assert!(matches!(error, IpamError::Cooling { wait: 10, .. }), "{error}: nobody gets one within 30 s");
+    assert_eq!((fill(&ipam, 20).cooling, fill(&ipam, 20).free), (5, 0));
+    seen(&mut ipam, 40);
+    let spare = fill(&ipam, 40);
+    assert_eq!((spare.cooling, spare.free), (4, 5), "they keep the block, and need no other one");
+    assert_eq!(spare.spare, [all[0]], "nor are they offered to others");
+    assert_eq!(assign_one(&mut ipam, at(40)), Ok(all[0]), "the one that nobody sends to goes first");
+    ipam.seen(all[1], at(41));
+    assert_eq!(assign_one(&mut ipam, at(41)), Ok(all[2]), "then the one that was not sent to for longest");
+    assert_eq!(ipam.assign_exactly(&[all[1]], false, at(41)), Ok(()), "and the one that is asked for");
 }
 
 #[test]
