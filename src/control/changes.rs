@@ -21,7 +21,7 @@ pub struct Changes {
     pub ports: BTreeSet<PortId>,
     /// Which other nodes there are.
     pub peers: bool,
-    /// [`Desired::kernel_routes`].
+    /// What the host is to have: [`Desired::kernel_routes`], and the addresses and the MTU of `tapir0`.
     pub kernel: bool,
 }
 
@@ -33,10 +33,8 @@ impl Desired {
 
     /// Everything is to be worked out anew.
     pub(super) fn change_all(&mut self) {
-        let had_direct = self.rib.has_direct();
         self.rib = Rib::of(self);
-        let kernel = self.changes.kernel || had_direct || self.rib.has_direct();
-        self.changes = Changes { all: true, kernel, ..Changes::default() };
+        self.changes = Changes { all: true, kernel: true, ..Changes::default() };
     }
 
     /// Some routes are no more, and others, or the same, are there instead.
@@ -62,9 +60,11 @@ impl Desired {
         self.exchange(&routes(before), &routes(after));
         // With another MAC or MTU the routes are the same, and lead another way.
         let both = before.into_iter().chain(after);
-        self.change_prefixes(
-            both.clone().flat_map(|endpoint| &endpoint.addresses).map(|&a| rib::host_prefix(a)).collect(),
-        );
+        let prefixes: BTreeSet<IpNet> =
+            both.clone().flat_map(|endpoint| &endpoint.addresses).map(|&a| rib::host_prefix(a)).collect();
+        // To a pod outside of the pools the host has a route of its own.
+        self.changes.kernel |= prefixes.iter().any(|&prefix| self.topology.pool_of(prefix).is_none());
+        self.change_prefixes(prefixes);
         if !self.changes.all {
             self.changes.ports.extend(both.map(|endpoint| endpoint.port));
         }

@@ -185,6 +185,7 @@ impl Desired {
             self.change_all();
         } else {
             self.exchange(&rib::of_topology(&previous), &rib::of_topology(&self.topology));
+            self.changes.kernel |= previous.own != self.topology.own;
         }
         true
     }

@@ -320,7 +320,6 @@ impl Daemon {
         let topology = self.topology();
         if *self.desired.topology() != topology {
             self.apply(Event::Topology(topology));
-            self.reconcile();
         }
         self.retry_parked(clock::now());
     }

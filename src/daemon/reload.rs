@@ -99,7 +99,6 @@ impl Daemon {
         self.cluster.reconfigure(&config, &self.config);
         self.config = config;
         self.follow_cluster();
-        self.reconcile();
         Ok(())
     }
 

@@ -293,10 +293,6 @@ impl Daemon {
             let endpoint = attachment.endpoint();
             let addresses = &endpoint.addresses;
             tracing::info!(endpoint = endpoint.name(), container = id.container_id, ?addresses, "attached");
-            if attachment.record.delegated {
-                // The host may need a route of its own to it.
-                self.reconcile();
-            }
         }
         self.dirty = true;
         self.deferred.push(Deferred { done, answer: serde_json::Value::Null, undo: Some(id) });
