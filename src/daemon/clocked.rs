@@ -27,17 +27,47 @@ const RETRY: Duration = Duration::from_secs(10);
 pub(super) struct Clocked {
     watch: Duration,
     watching: bool,
-    reconcile: Duration,
-    reconciling: bool,
+    reconcile: Chore,
     /// The host was found to have no IPv6, and it was said.
     warned: bool,
     retry: Duration,
 }
 
 impl Clocked {
-    /// While what is to be reconciled is not open yet, nothing is.
+    /// While what is to be reconciled is not open yet, nothing is; what is asked for meanwhile is done after.
     pub fn hold(&mut self, held: bool) {
-        self.reconciling = held;
+        self.reconcile.busy = held;
+    }
+}
+
+/// A job that is done by the clock, and when it is asked for; never twice at once.
+#[derive(Debug, Default)]
+struct Chore {
+    /// By the clock, since boot.
+    next: Duration,
+    busy: bool,
+    /// It was asked for while it was under way, and may have come too late for that.
+    again: bool,
+}
+
+impl Chore {
+    /// Whether it begins by the clock.
+    fn begins(&mut self, interval: Duration, now: Duration) -> bool {
+        let begins = !self.busy && is_due(&mut self.next, interval, now);
+        self.busy |= begins;
+        begins
+    }
+
+    /// Asks for it. True if it begins now; otherwise it does so when what is under way is done.
+    fn ask(&mut self) -> bool {
+        self.again = self.busy;
+        !std::mem::replace(&mut self.busy, true)
+    }
+
+    /// It is done. True if it begins anew.
+    fn ends(&mut self) -> bool {
+        self.busy = std::mem::take(&mut self.again);
+        self.busy
     }
 }
 
@@ -61,7 +91,7 @@ impl Daemon {
         if !self.clocked.watching && is_due(&mut self.clocked.watch, WATCH, now) {
             self.watch();
         }
-        if is_due(&mut self.clocked.reconcile, RECONCILE, now) {
+        if self.clocked.reconcile.begins(RECONCILE, now) {
             self.reconcile();
         }
         if is_due(&mut self.clocked.retry, RETRY, now) {
@@ -98,8 +128,10 @@ impl Daemon {
                 }
             }
             Outcome::Reconciled { underlay, host } => {
-                self.clocked.reconciling = false;
                 self.reconciled(underlay, host);
+                if self.clocked.reconcile.ends() {
+                    self.reconcile();
+                }
             }
         }
     }
@@ -121,11 +153,8 @@ impl Daemon {
         });
     }
 
-    /// Looks at the underlay, and makes `tapir0` what it should be.
-    pub(super) fn reconcile(&mut self) {
-        if std::mem::replace(&mut self.clocked.reconciling, true) {
-            return;
-        }
+    /// Looks at the underlay, and makes `tapir0` what it should be, and the host's routes.
+    fn reconcile(&mut self) {
         let interface = self.config.underlay.interface().map(str::to_owned);
         let address = self.desired.underlay().address;
         let wanted = self.wanted_host();
@@ -153,11 +182,9 @@ impl Daemon {
         }
     }
 
-    /// The host's routes are to be others: sees to it now, or when what is under way is done.
+    /// `tapir0` or the host's routes are to be others: sees to it now, or when what is under way is done.
     pub(super) fn hurry(&mut self) {
-        if self.clocked.reconciling {
-            self.clocked.reconcile = Duration::ZERO;
-        } else {
+        if self.clocked.reconcile.ask() {
             self.reconcile();
         }
     }
@@ -310,7 +337,7 @@ impl Daemon {
             PortId::HOST => {
                 tracing::warn!(%error, "tapir0 is gone; making it again");
                 self.links.host = false;
-                self.reconcile();
+                self.hurry();
             }
             PortId::TUNNEL => {
                 tracing::error!(%error, "the tunnel's sockets failed; opening them again");
@@ -357,5 +384,25 @@ impl Daemon {
         if !problems.is_empty() {
             self.problems.insert(part, problems);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_meanwhile_is_done_at_once_after() {
+        let (interval, second) = (RECONCILE, Duration::from_secs(1));
+        let mut chore = Chore::default();
+        assert!(chore.begins(interval, 10 * second));
+        assert!(!chore.ask() && !chore.ask(), "it is under way");
+        assert!(!chore.begins(interval, 20 * second), "a clock that runs on is nothing to it");
+        assert!(chore.ends(), "once more, for those who asked");
+        assert!(!chore.ends());
+        assert!(chore.begins(interval, 20 * second), "its time has come meanwhile");
+        assert!(!chore.ends());
+        assert!(!chore.begins(interval, 24 * second));
+        assert!(chore.ask());
     }
 }

@@ -337,7 +337,7 @@ impl Daemon {
             let changes = self.desired.take_changes();
             let tables = update(&self.publisher.snapshot(), &self.desired, &changes);
             self.publisher.publish(tables);
-            if changes.kernel && self.links.host {
+            if changes.kernel {
                 self.hurry();
             }
         }
