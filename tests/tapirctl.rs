@@ -858,10 +858,16 @@ fn uninstall_removes_tapir0_and_what_is_routed_through_it() {
     assert!(String::from_utf8_lossy(&links()).contains("tapir0"));
     drop(held);
 
+    let forward = |value: &str| node.enter(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", value).expect("set"));
+    forward("1");
     let outcome = node.run(&["uninstall", "-o", "json"]);
     assert_eq!((outcome.status, outcome.stderr.as_str()), (0, ""));
-    assert_eq!(outcome.stdout, "{\n  \"removed\": true\n}\n");
+    let answer: serde_json::Value = serde_json::from_str(&outcome.stdout).expect("JSON");
+    assert_eq!(answer, serde_json::json!({ "removed": true, "ip_forward": true }));
     assert!(!String::from_utf8_lossy(&links()).contains("tapir0"));
+    let again = node.run(&["uninstall"]).stdout;
+    assert!(again.starts_with("nothing to remove\nnet.ipv4.ip_forward=1 stays"), "it is said what is left: {again}");
+    forward("0");
     assert_eq!(node.run(&["uninstall"]).stdout, "nothing to remove\n");
 }
 

@@ -202,8 +202,13 @@ fn uninstall(cli: &Cli, force: bool, terminal: &mut Terminal<'_>) -> Result<(), 
         refuse_running(&cli.socket)?;
     }
     let removed = host::uninstall()?;
-    let words = if removed { "tapir0 and its routes removed\n" } else { "nothing to remove\n" };
-    terminal.show(cli.output, &serde_json::json!({ "removed": removed }), |_| words.to_owned())
+    let forwards = host::routes::is_forwarding().unwrap_or(false);
+    let answer = serde_json::json!({ "removed": removed, "ip_forward": forwards });
+    terminal.show(cli.output, &answer, |_| {
+        let done = if removed { "tapir0 and its routes removed" } else { "nothing to remove" };
+        let left = "net.ipv4.ip_forward=1 stays: tapird sets it for routes without a tunnel, and others may need it";
+        if forwards { format!("{done}\n{left}\n") } else { format!("{done}\n") }
+    })
 }
 
 /// Refuses while a daemon runs: one that is slow, or that we may not talk to, runs all the same, and one with another

@@ -153,10 +153,20 @@ fn ipv4(route: &Route) -> Option<(Ipv4Net, Option<Ipv4Addr>, u32)> {
     Some((prefix, gateway, route.oif))
 }
 
-/// Without it the host takes what comes from pods and from other nodes for itself, and drops it.
+/// Whether the host forwards IPv4 packets.
+///
+/// # Errors
+/// [`HostError::Forwarding`].
+pub fn is_forwarding() -> Result<bool, HostError> {
+    let value = std::fs::read_to_string(FORWARDING).map_err(|source| HostError::Forwarding { source })?;
+    Ok(value.trim() != "0")
+}
+
+/// Without it the host takes what comes from pods and from other nodes for itself, and drops it. It is never taken back:
+/// container runtimes and others turn it on as well, and none says for how long.
 fn allow_forwarding() -> Result<(), HostError> {
     let failed = |source| HostError::Forwarding { source };
-    if std::fs::read_to_string(FORWARDING).map_err(failed)?.trim() == "0" {
+    if !is_forwarding()? {
         std::fs::write(FORWARDING, "1").map_err(failed)?;
         tracing::warn!("set net.ipv4.ip_forward=1: packets of pods go to other nodes without a tunnel");
     }

@@ -2,7 +2,7 @@
 //!
 //! A persistent TUN in the host's namespace, with the node's own pod addresses and a route for every pool. It stays
 //! when the daemon stops, so that the host's sockets survive a restart; [`uninstall`] removes it, and its addresses
-//! and routes with it. [`reconcile`] makes it what it should be, whatever it is, and leaves alone what is right.
+//! and routes with it, and leaves `net.ipv4.ip_forward` as it is. [`reconcile`] makes it what it should be, whatever it is, and leaves alone what is right.
 
 use std::io;
 use std::net::IpAddr;
@@ -108,7 +108,8 @@ fn ipv6_is_off() -> bool {
     value.map_or(true, |value| value.trim() != "0")
 }
 
-/// Removes it, and its addresses and routes with it; and the routes past it. False when there was none.
+/// Removes it, and its addresses and routes with it; and the routes past it. False when there was none. That the host
+/// forwards ([`routes::is_forwarding`]) stays so: nobody knows who else has come to need it.
 ///
 /// # Errors
 /// [`HostError`].
