@@ -94,11 +94,16 @@ impl Ipam {
     }
 
     /// The same assignments with other ranges, or the first assigned address among `bound` that the ranges don't
-    /// hold, or that would become the node's own.
+    /// hold, or that would become the node's own. What is the node's own no more cools like a pod's.
     ///
     /// # Errors
     /// That address.
-    pub fn with_ranges(&self, ranges: &[IpNet], bound: impl IntoIterator<Item = IpAddr>) -> Result<Self, IpAddr> {
+    pub fn with_ranges(
+        &self,
+        ranges: &[IpNet],
+        bound: impl IntoIterator<Item = IpAddr>,
+        now: Duration,
+    ) -> Result<Self, IpAddr> {
         let mut next = Self::new(ranges);
         if let Some(orphan) = bound.into_iter().find(|&address| next.range_of(address).is_none()) {
             return Err(orphan);
@@ -108,6 +113,8 @@ impl Ipam {
         }
         next.assigned.clone_from(&self.assigned);
         next.freed.clone_from(&self.freed);
+        self.own.iter().for_each(|&address| next.restore_freed(Freed { address, at: now }));
+        next.freed.retain(|address, _| !next.own.contains(address));
         Ok(next)
     }
 

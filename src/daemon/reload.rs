@@ -7,7 +7,9 @@ use std::net::IpAddr;
 
 use super::{Daemon, DaemonError};
 use crate::config::{Config, Place};
+use crate::control::ipam::Ipam;
 use crate::control::{MIN_MTU_V6, OVERHEAD, Underlay};
+use crate::host::clock;
 
 /// What contradicts the underlay as it is: the key, and why.
 pub(super) fn contradiction(config: &Config, underlay: &Underlay) -> Option<(String, String)> {
@@ -80,11 +82,7 @@ impl Daemon {
             return Err(refuse(&key, message));
         }
         let records = || self.attachments.values().map(|attachment| &attachment.record);
-        // Addresses that a restart has found outside the ranges stay so.
-        let owned = |address: &IpAddr| self.config.network.node_cidrs.iter().any(|range| range.contains(address));
-        let assigned = records().filter(|record| !record.delegated).flat_map(|record| record.addresses.iter().copied());
-        let bound = assigned.filter(owned);
-        let ipam = self.ipam.with_ranges(&config.network.node_cidrs, bound).map_err(|address| {
+        let ipam = self.ipam_of(&config).map_err(|address| {
             let owner = self.owner(address);
             refuse("network.node_cidrs", format!("{owner} has {address}, which would no longer be its own"))
         })?;
@@ -95,11 +93,31 @@ impl Daemon {
                 return Err(refuse(&format!("peer[{index}].pods"), format!("{owner} has {address}")));
             }
         }
-        self.ipam = ipam;
+        if let Some(ipam) = ipam {
+            self.ipam = ipam;
+            self.dirty = true;
+        }
         self.cluster.reconfigure(&config, &self.config);
         self.config = config;
         self.follow_cluster();
         Ok(())
+    }
+
+    /// The addresses under another config, where it fixes other ranges than before; the error is an address that a pod
+    /// would lose. Ranges that nobody fixes come and go one by one, and the node's own address stays.
+    fn ipam_of(&self, config: &Config) -> Result<Option<Ipam>, IpAddr> {
+        let (fixed, before) = (&config.network.node_cidrs, &self.config.network.node_cidrs);
+        if fixed.is_empty() || fixed == before {
+            return Ok(None);
+        }
+        // A node that is its own cluster drops at once what was claimed before. Addresses that a restart has found outside
+        // the ranges stay so.
+        let alone = self.cluster.embedded.is_some();
+        let claimed = |address: &IpAddr| alone && self.cluster.member.owned().any(|range| range.contains(address));
+        let owned = |address: &IpAddr| before.iter().any(|range| range.contains(address)) || claimed(address);
+        let records = self.attachments.values().map(|attachment| &attachment.record);
+        let assigned = records.filter(|record| !record.delegated).flat_map(|record| record.addresses.iter().copied());
+        self.ipam.with_ranges(fixed, assigned.filter(owned), clock::now()).map(Some)
     }
 
     fn owner(&self, address: IpAddr) -> String {

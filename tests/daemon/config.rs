@@ -1,8 +1,10 @@
 //! The config at start and on SIGHUP.
 
+use std::net::IpAddr;
 use std::process::Command;
 
 use rustix::process::Signal;
+use tapir_cni::protocol::Add;
 
 use crate::node::{Container, NETWORK, Node, eventually, fails_to_start, privileged};
 
@@ -108,6 +110,38 @@ fn a_config_is_replaced_whole_or_not_at_all() {
     assert!(node.status().ready && node.peers().is_empty());
     eventually("the old pool is not routed", || !node.namespace.ip("route show proto 116").contains("10.245.0.0/16"));
     assert!(node.namespace.pings(addresses[0]));
+}
+
+#[test]
+fn a_reload_moves_nobodys_address() {
+    if !privileged() {
+        return;
+    }
+    let node = Node::start("[network]\npools = [\"10.244.0.0/16\"]\n");
+    let (first, second, third) = (Container::new(), Container::new(), Container::new());
+    let of_first = first.add(&node);
+    let shown = || node.namespace.ip("-4 -oneline addr show tapir0");
+    eventually("tapir0 has its address", || shown().contains(" inet "));
+    let own: IpAddr = shown().split_whitespace().nth(3).unwrap().trim_end_matches("/32").parse().unwrap();
+    // A block that comes before the one which the node's own address is of.
+    let add = Add { addresses: vec!["10.244.0.9".parse().unwrap()], ..second.request() };
+    second.try_add_with(&node, add).unwrap();
+    assert!(own > "10.244.0.63".parse::<IpAddr>().unwrap());
+    assert!(node.ipam().blocks.iter().any(|block| block.cidr.to_string() == "10.244.0.0/26"));
+    let is_own = || third.refused(&node, |add| add.addresses = vec![own]).message.contains("this node's own");
+    let config = std::fs::read_to_string(node.config_path()).unwrap();
+    reload(&node, &config);
+    assert!(is_own() && node.status().problems.is_empty());
+    for fixed in ["10.244.0.0/26", "10.244.9.0/24"] {
+        reload(&node, &format!("{config}node_cidrs = [\"{fixed}\"]\n"));
+        let problems = node.status().problems;
+        assert!(
+            problems.iter().any(|problem| problem.contains("network.node_cidrs: default/tapir-pod")),
+            "{problems:?}"
+        );
+        assert!(is_own());
+    }
+    assert!(node.namespace.pings(of_first[0]));
 }
 
 #[test]

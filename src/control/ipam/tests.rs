@@ -129,12 +129,23 @@ fn ranges_change_only_when_nobody_loses_an_address() {
     let mut ipam = ipam(&["10.0.0.0/24"]);
     let address = assign_one(&mut ipam, START).unwrap();
     let net = |text: &str| vec![text.parse::<IpNet>().unwrap()];
-    assert_eq!(ipam.with_ranges(&net("10.0.1.0/24"), [address]), Err(address));
-    assert_eq!(ipam.with_ranges(&net("10.0.0.1/32"), [address]), Err(address));
-    let wider = ipam.with_ranges(&net("10.0.0.0/23"), [address]).unwrap();
+    assert_eq!(ipam.with_ranges(&net("10.0.1.0/24"), [address], START), Err(address));
+    assert_eq!(ipam.with_ranges(&net("10.0.0.1/32"), [address], START), Err(address));
+    let wider = ipam.with_ranges(&net("10.0.0.0/23"), [address], START).unwrap();
     assert!(wider.assigned().eq([address]));
     let becomes_own = ["10.0.0.2/31".parse().unwrap()];
-    assert_eq!(ipam.with_ranges(&becomes_own, [address]), Err(address));
+    assert_eq!(ipam.with_ranges(&becomes_own, [address], START), Err(address));
+}
+
+#[test]
+fn what_was_the_nodes_own_cools() {
+    let (before, now) = (ipam(&["10.0.0.4/30"]), ip("10.0.0.1"));
+    let mut after = before.with_ranges(&["10.0.0.0/29".parse().unwrap()], [], START).unwrap();
+    assert_eq!((before.own(), after.own()), (&[ip("10.0.0.5")][..], &[now][..]));
+    let earlier = [ip("10.0.0.5")];
+    assert!(matches!(after.assign_exactly(&earlier, false, START), Err(IpamError::Recent { .. })));
+    after = after.with_ranges(&["10.0.0.4/30".parse().unwrap()], [], START).unwrap();
+    assert!(after.own() == earlier && after.freed().map(|freed| freed.address).eq([now]));
 }
 
 #[test]
