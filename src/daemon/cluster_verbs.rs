@@ -94,11 +94,9 @@ pub(super) struct Facts {
 impl Daemon {
     /// Reads what a question needs; [`Outcome::Asked`] follows.
     pub(super) fn ask(&mut self, question: Question) {
-        let verbs = &mut self.cluster.verbs;
-        if verbs.asked >= MAX_ASKED {
+        if !self.cluster.verbs.admits(&question) {
             return question.refuse(refusal(code::NOT_AVAILABLE, "too many questions wait for the store", "try again"));
         }
-        verbs.asked += 1;
         let kinds: &[Kind] = match question {
             Question::Delete { .. } => &[Kind::Alive],
             Question::Watch { all: false } => &[],
@@ -291,16 +289,10 @@ impl Daemon {
         let verbs = &mut self.cluster.verbs;
         verbs.listing.take_if(|(_, _, at)| now.saturating_sub(*at) > KEPT);
         verbs.changes.retain(|changes| !changes.done.is_abandoned());
-        if verbs.due == Duration::ZERO {
-            verbs.due = now + CHECK;
+        if self.cluster.member.is_connected() && self.cluster.verbs.is_due(now) {
+            let all = self.is_first();
+            self.ask(Question::Watch { all });
         }
-        if now < verbs.due || verbs.checking || !self.cluster.member.is_connected() {
-            return;
-        }
-        verbs.due = now + CHECK;
-        verbs.checking = true;
-        let all = self.is_first();
-        self.ask(Question::Watch { all });
     }
 
     /// Whether this node is the one that checks the whole cluster: the first by name of those that answer.
@@ -350,6 +342,30 @@ impl Daemon {
     }
 }
 
+impl Verbs {
+    /// Whether a question may be asked now; then it counts as asked.
+    fn admits(&mut self, question: &Question) -> bool {
+        if self.asked >= MAX_ASKED {
+            return false;
+        }
+        self.asked += 1;
+        self.checking |= matches!(question, Question::Watch { .. });
+        true
+    }
+
+    /// Whether the addresses are to be checked now; the next time is set then.
+    fn is_due(&mut self, now: Duration) -> bool {
+        if self.due == Duration::ZERO {
+            self.due = now + CHECK;
+        }
+        let due = now >= self.due && !self.checking;
+        if due {
+            self.due = now + CHECK;
+        }
+        due
+    }
+}
+
 /// Which violation it is, whatever it says.
 fn name(violation: &Violation) -> (&'static str, String) {
     (violation.code, violation.subject.clone())
@@ -370,5 +386,28 @@ impl Answer {
             Self::Check(check) => done.answer(Ok(check)),
             Self::Deleted(name) => done.answer(Ok(serde_json::json!({ "deleted": name }))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_check_that_was_refused_comes_again() {
+        let (mut verbs, watch) = (Verbs::default(), Question::Watch { all: false });
+        let mut now = Duration::from_secs(1);
+        assert!(!verbs.is_due(now), "not at start");
+        verbs.asked = MAX_ASKED;
+        for _ in 0..2 {
+            now += CHECK;
+            assert!(verbs.is_due(now) && !verbs.is_due(now));
+            assert!(!verbs.admits(&watch));
+        }
+        verbs.asked = 0;
+        now += CHECK;
+        assert!(verbs.is_due(now) && verbs.admits(&watch));
+        now += CHECK;
+        assert!(!verbs.is_due(now), "one is under way");
     }
 }
