@@ -299,6 +299,11 @@ impl Member {
         self.policy = policy;
     }
 
+    /// Is selected by other labels from here on. Blocks that it has stay.
+    pub fn set_labels(&mut self, labels: BTreeMap<String, String>) {
+        self.me.labels = labels;
+    }
+
     /// Whether the store is there.
     pub fn is_connected(&self) -> bool {
         self.connected

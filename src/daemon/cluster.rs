@@ -116,6 +116,7 @@ impl Cluster {
     /// The config was read again.
     pub fn reconfigure(&mut self, config: &Config, before: &Config) {
         self.member.set_policy(embedded::policy(config));
+        self.member.set_labels(config.node.labels.clone());
         if let Some(store) = &self.embedded {
             let mut durable = self.member.durable().clone();
             embedded::own(config, &mut durable);

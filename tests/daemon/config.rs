@@ -4,7 +4,8 @@ use std::net::IpAddr;
 use std::process::Command;
 
 use rustix::process::Signal;
-use tapir_cni::protocol::Add;
+use tapir::api::types::Entries;
+use tapir_cni::protocol::{Add, Request};
 
 use crate::node::{Container, NETWORK, Node, eventually, fails_to_start, privileged};
 
@@ -142,6 +143,27 @@ fn a_reload_moves_nobodys_address() {
         assert!(is_own());
     }
     assert!(node.namespace.pings(of_first[0]));
+}
+
+#[test]
+fn labels_change_while_the_node_runs() {
+    if !privileged() {
+        return;
+    }
+    let pools = "[network]\npools = [\"10.244.0.0/24\", { cidr = \"10.245.0.0/24\", node_selector = \"zone=a\" }]\n";
+    let node = Node::start(&format!("labels = {{ zone = \"b\" }}\n{pools}"));
+    let container = Container::new();
+    let wanted = || Add { addresses: vec!["10.245.0.9".parse().unwrap()], ..container.request() };
+    assert!(container.try_add_with(&node, wanted()).is_err());
+    let config = std::fs::read_to_string(node.config_path()).unwrap();
+    reload(&node, &config.replace("zone = \"b\"", "zone = \"a\""));
+    container.try_add_with(&node, wanted()).unwrap();
+    let request = Request::StoreEntries { after: None, limit: 1000 };
+    eventually("others are told", || {
+        let entries: Entries = serde_json::from_value(node.ask(&request).unwrap()).unwrap();
+        let me = entries.entries.into_iter().find(|entry| entry.key == "cluster/nodes/node-1");
+        me.is_some_and(|me| me.value.contains("\"zone\":\"a\""))
+    });
 }
 
 #[test]
