@@ -65,6 +65,6 @@ pub struct Holdings {
     pub own: BTreeSet<IpAddr>,
     /// Which pod has which address.
     pub usage: Usage,
-    /// The nodes that answer through the tunnel.
+    /// The nodes that answer through the tunnel, among those that leave or are to be deleted.
     pub reachable: BTreeSet<String>,
 }

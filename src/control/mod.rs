@@ -287,6 +287,11 @@ impl Desired {
         self.peers.values()
     }
 
+    /// The node of that name.
+    pub fn peer_named(&self, name: &str) -> Option<&Peer> {
+        self.peers.get(name)
+    }
+
     /// The other nodes that packets go to, by underlay address.
     pub fn active_peers(&self) -> impl Iterator<Item = &Peer> {
         self.claims.keys().filter_map(|&address| self.peer(address))

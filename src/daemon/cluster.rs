@@ -354,6 +354,18 @@ impl Daemon {
 
     /// How full this node's ranges are, and who has what.
     pub(super) fn holdings(&self, now: Duration) -> Holdings {
+        let nodes = self.cluster.member.replica().nodes().iter();
+        let leaving = nodes.filter(|(_, known)| known.record.leaving).map(|(name, _)| name);
+        Holdings {
+            fill: self.ipam.fill(now, SPARE),
+            own: self.ipam.own().iter().copied().collect(),
+            usage: self.usage(),
+            reachable: leaving.filter(|name| self.answers(name)).cloned().collect(),
+        }
+    }
+
+    /// Which pod has which address.
+    pub(super) fn usage(&self) -> Usage {
         let uses = self.attachments.values().flat_map(|attachment| {
             let record = &attachment.record;
             let of = |&address: &IpAddr| {
@@ -363,18 +375,12 @@ impl Daemon {
             };
             record.addresses.iter().map(of).collect::<Vec<_>>()
         });
-        Holdings {
-            fill: self.ipam.fill(now, SPARE),
-            own: self.ipam.own().iter().copied().collect(),
-            usage: Usage { addresses: uses.collect() },
-            reachable: self.reachable(),
-        }
+        Usage { addresses: uses.collect() }
     }
 
-    /// The nodes that answer probes.
-    pub(super) fn reachable(&self) -> BTreeSet<String> {
-        let up = self.desired.peers().filter(|peer| self.is_up(peer.address));
-        up.map(|peer| peer.name.clone()).collect()
+    /// Whether a node answers probes.
+    pub(super) fn answers(&self, name: &str) -> bool {
+        self.desired.peer_named(name).is_some_and(|peer| self.is_up(peer.address))
     }
 
     /// Cuts off pods whose addresses are another node's by now.

@@ -168,7 +168,7 @@ impl Daemon {
     /// What the node remembers of the store, and has told it.
     fn remembered(&self) -> Listing {
         let replica = self.cluster.member.replica();
-        let usage = self.holdings(clock::now()).usage;
+        let usage = self.usage();
         let mut entries = replica.entries();
         let key = Key::new(Kind::Usage, &self.config.node.name);
         entries.push(Entry { key, value: record::text(&usage), revision: 0 });
@@ -215,7 +215,8 @@ impl Daemon {
 
     fn delete(&mut self, name: String, listing: &Listing, done: Done) {
         let now = clock::now();
-        let holdings = self.holdings(now);
+        let mut holdings = self.holdings(now);
+        holdings.reachable.extend(self.answers(&name).then(|| name.clone()));
         self.cluster.member.alive(&listing.entries, now);
         match self.cluster.member.delete_node(&name, &holdings, now) {
             Err(reason) => done.refuse(refusal(code::NOT_AVAILABLE, reason, "")),
@@ -297,10 +298,10 @@ impl Daemon {
 
     /// Whether this node is the one that checks the whole cluster: the first by name of those that answer.
     fn is_first(&self) -> bool {
-        let reachable = self.reachable();
         let me = &self.config.node.name;
         let nodes = self.cluster.member.replica().nodes();
-        !nodes.iter().any(|(name, known)| name < me && !known.record.leaving && reachable.contains(name))
+        let mut before = nodes.iter().take_while(|(name, _)| *name < me);
+        !before.any(|(name, known)| !known.record.leaving && self.answers(name))
     }
 
     /// The addresses were checked by and by. What is there twice in a row is no change that was caught half-way.
