@@ -63,8 +63,9 @@ pub struct Holdings {
     pub fill: BTreeMap<IpNet, Fill>,
     /// This node's own addresses.
     pub own: BTreeSet<IpAddr>,
-    /// Which pod has which address.
-    pub usage: Usage,
+    /// Which pod has which address; none: this node does not know yet what it last told, which is to be read before it
+    /// is written over.
+    pub usage: Option<Usage>,
     /// The nodes that answer through the tunnel, among those that leave or are to be deleted.
     pub reachable: BTreeSet<String>,
 }

@@ -378,7 +378,7 @@ impl Member {
         if !due || !self.is_idle(&key) {
             return None;
         }
-        let value = record::text(&holdings.usage);
+        let value = record::text(holdings.usage.as_ref()?);
         let known = self.own.get(&key);
         if known.is_some_and(|(_, known)| *known == value) {
             return None;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::record::{Alive, Block, Encapsulation, Node, Pool, Stage, text};
+use super::record::{Alive, Block, Encapsulation, Node, Pool, Stage, Usage, text};
 use super::*;
 use crate::control::ipam::Ipam;
 use crate::store::Memory;
@@ -37,6 +37,8 @@ struct Host {
     member: Member,
     ipam: Ipam,
     seen: Revision,
+    /// It knows what it last told of its pods.
+    told: bool,
 }
 
 /// The nodes `n0`, `n1`, and so on.
@@ -72,7 +74,7 @@ impl Lab {
         let listing = self.store.list(&Kind::WATCHED);
         member.listed(listing.entries, listing.revision, false, self.now);
         member.announced(None);
-        self.hosts.push(Host { member, ipam: Ipam::new(&[]), seen: listing.revision });
+        self.hosts.push(Host { member, ipam: Ipam::new(&[]), seen: listing.revision, told: true });
         index
     }
 
@@ -95,7 +97,8 @@ impl Lab {
             (net, fill)
         });
         let own = host.ipam.own().iter().copied().collect();
-        let holdings = Holdings { fill: fill.collect(), own, ..Holdings::default() };
+        let usage = host.told.then(Usage::default);
+        let holdings = Holdings { fill: fill.collect(), own, usage, ..Holdings::default() };
         host.member.plan(&holdings, self.now)
     }
 
@@ -333,6 +336,21 @@ fn a_leaving_node_is_freed_after_half_a_minute_of_silence() {
     for (kind, name) in [(Kind::Node, "n1"), (Kind::Usage, "n1"), (Kind::Address, "192.168.0.2")] {
         assert_eq!(lab.store.get(&Key::new(kind, name)), None);
     }
+}
+
+#[test]
+fn what_a_node_told_of_its_pods_stands_until_it_has_read_that() {
+    let mut lab = Lab::new(&[("10.1.0.0/24", pool(28))]);
+    lab.join(|_, _| {});
+    lab.force(Kind::Usage, "n0", Some("what it told".into()));
+    let told = |lab: &Lab| lab.store.get(&Key::new(Kind::Usage, "n0")).map(|entry| entry.value.clone());
+    lab.hosts[0].told = false;
+    lab.settle();
+    assert!(lab.hosts[0].member.is_registered());
+    assert_eq!(told(&lab).as_deref(), Some("what it told"));
+    lab.hosts[0].told = true;
+    lab.settle();
+    assert_eq!(told(&lab), Some(text(&Usage::default())));
 }
 
 #[test]

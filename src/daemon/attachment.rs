@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 
 use tapir_cni::protocol::{Add, AttachmentId};
 
-use super::cluster::Reading;
 use super::cluster_verbs::{Facts, Question};
+use super::reading::Reading;
 use super::{Daemon, Done, PortError};
 use crate::cni::ConnectionId;
 use crate::control::{Endpoint, Event, Namespace, Underlay};

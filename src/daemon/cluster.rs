@@ -29,13 +29,11 @@ use crate::config::Config;
 use crate::control::{self, Event, Peer, Topology};
 use crate::host::clock;
 use crate::store::session::{Alive, Session, Update};
-use crate::store::{Embedded, Listing, Record, StoreError, local};
+use crate::store::{Embedded, Record, local};
 use crate::table::PortId;
 
 /// For how long this daemon is believed to run when nobody hears of it.
 const TTL: Duration = Duration::from_secs(15);
-/// How long after a reading that failed the next one waits.
-const PATIENCE: Duration = Duration::from_secs(1);
 /// Free addresses of each block that could be offered to other nodes.
 const SPARE: usize = 8;
 /// How often the copy of the cluster is written to disk, at most.
@@ -63,9 +61,9 @@ pub(super) struct Cluster {
     /// What addresses were last given out of.
     given: Option<Given>,
     /// Something is being read that the node does not follow.
-    asking: bool,
+    pub asking: bool,
     /// Until then nothing is read again, since boot.
-    ask_again: Duration,
+    pub ask_again: Duration,
     /// This node's memory was lost, and it has not heard yet what its pods had.
     pub amnesic: bool,
     /// What is on disk of the copy, and since when.
@@ -76,15 +74,6 @@ pub(super) struct Cluster {
 }
 
 type Given = (Vec<IpNet>, BTreeSet<IpAddr>, Vec<IpNet>);
-
-/// What was read from the store.
-#[derive(Debug)]
-pub(super) enum Reading {
-    /// Who is alive.
-    Alive,
-    /// Which pods had which addresses, for a node that has forgotten it.
-    Usage,
-}
 
 impl Cluster {
     pub fn new(member: Member, session: Session, embedded: Option<Embedded>, amnesic: bool, now: Duration) -> Self {
@@ -200,64 +189,12 @@ impl Daemon {
         self.note("cluster", problems);
     }
 
-    /// Reads what the node does not follow, if it has to know it now. A reading that failed is not repeated at once.
-    fn read_unfollowed(&mut self, now: Duration) {
-        if self.cluster.asking || now < self.cluster.ask_again || !self.cluster.member.is_connected() {
-            return;
-        }
-        let (what, kind) = if self.cluster.amnesic {
-            (Reading::Usage, Kind::Usage)
-        } else if self.cluster.member.asks_who_is_alive(now) {
-            (Reading::Alive, Kind::Alive)
-        } else {
-            return;
-        };
-        self.cluster.asking = true;
-        self.read(what, &[kind]);
-    }
-
     /// Once a second.
     pub(super) fn tend_cluster(&mut self, now: Duration) {
         self.cluster.stale = true;
         self.retry_parked(now);
         self.keep_replica(now);
         self.tend_verbs(now);
-    }
-
-    /// What was read from the store.
-    pub(super) fn was_read(&mut self, what: &Reading, result: Result<Listing, StoreError>) {
-        let now = clock::now();
-        self.cluster.stale = true;
-        self.cluster.asking = false;
-        match (what, result) {
-            (Reading::Alive, Ok(listing)) => self.cluster.member.alive(&listing.entries, now),
-            (Reading::Usage, Ok(listing)) => {
-                let mine = listing.entries.iter().find(|entry| entry.key.name == self.config.node.name);
-                let usage = mine.and_then(|entry| serde_json::from_str::<Usage>(&entry.value).ok()).unwrap_or_default();
-                for address in usage.addresses.into_keys() {
-                    // Some pod may have it that this node does not find.
-                    self.ipam.restore_freed(control::ipam::Freed { address, at: now });
-                }
-                self.cluster.amnesic = false;
-                self.dirty = true;
-            }
-            (_, Err(error)) => {
-                tracing::debug!(%error, ?what, "can't read the store; trying again");
-                self.cluster.ask_again = now + PATIENCE;
-            }
-        }
-    }
-
-    fn read(&mut self, what: Reading, kinds: &[Kind]) {
-        let answer = self.cluster.session.read(kinds);
-        self.jobs.spawn(async move {
-            // The session ends with the daemon only.
-            let result = match answer.await {
-                Ok(result) => result,
-                Err(_) => std::future::pending().await,
-            };
-            Outcome::Read { what, result }
-        });
     }
 
     /// Takes over what is remembered of the cluster.
@@ -359,7 +296,7 @@ impl Daemon {
         Holdings {
             fill: self.ipam.fill(now, SPARE),
             own: self.ipam.own().iter().copied().collect(),
-            usage: self.usage(),
+            usage: (!self.cluster.amnesic).then(|| self.usage()),
             reachable: leaving.filter(|name| self.answers(name)).cloned().collect(),
         }
     }

@@ -36,6 +36,7 @@ mod embedded;
 mod join;
 mod parked;
 mod prober;
+mod reading;
 mod reload;
 mod start;
 mod verbs;

@@ -220,7 +220,7 @@ impl Daemon {
         Holdings {
             fill: fill.collect(),
             own: self.ipam.own().iter().copied().collect(),
-            usage: Usage { addresses: self.usage.clone() },
+            usage: Some(Usage { addresses: self.usage.clone() }),
             reachable,
         }
     }
