@@ -177,8 +177,8 @@ pub enum Request {
         /// The node that is gone for good.
         name: String,
     },
-    /// What the cluster's store holds, in order and as it was when the first of it was asked for: `tapirctl nodes`,
-    /// `ipam show`, `endpoints --all`, `store export`.
+    /// What the cluster's store holds, in order and as it was when the connection asked for the first of it:
+    /// `tapirctl nodes`, `ipam show`, `endpoints --all`, `store export`.
     StoreEntries {
         /// Only keys after this one; none: read the store anew, and begin.
         #[serde(default)]

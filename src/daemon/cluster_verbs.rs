@@ -9,13 +9,15 @@ use tapir_cni::error::code;
 use tapir_cni::protocol::{AttachmentId, Refusal};
 
 use super::attachment::{Outcome, Stage};
+use super::listings::Listings;
 use super::verbs::refusal;
 use super::{Daemon, Done};
 use crate::api::cluster as answers;
-use crate::api::types::{Check, Fix};
+use crate::api::types::{Check, Entries, Fix};
 use crate::cluster::check::{self, Local, Violation};
 use crate::cluster::record;
 use crate::cluster::{Entry, Key, Kind, Revision, Snapshot, Write, Written};
+use crate::cni::ConnectionId;
 use crate::host::{clock, pod};
 use crate::store::{Listing, StoreError};
 
@@ -23,8 +25,6 @@ use crate::store::{Listing, StoreError};
 const CHECK: Duration = Duration::from_secs(60);
 /// After how long a check that found something is made again: longer than a node takes to tell what it has.
 const AGAIN: Duration = Duration::from_secs(2);
-/// How long what was read is kept for who asks for it in parts.
-const KEPT: Duration = Duration::from_secs(30);
 /// As many violations are told as problems; `tapirctl ipam check` tells all.
 const TOLD: usize = 5;
 /// The most questions that wait for the store at once.
@@ -35,8 +35,8 @@ const MAX_ASKED: usize = 16;
 pub(super) struct Verbs {
     /// Questions that wait for the store.
     asked: usize,
-    /// What was read last for who asks for it in parts, and when.
-    listing: Option<(Listing, Option<String>, Duration)>,
+    /// What was read for those who ask for it in parts.
+    pub listings: Listings,
     /// Checks that found something, to be asked again, and when.
     again: Vec<(Question, Duration)>,
     /// Changes that wait to be answered.
@@ -75,7 +75,7 @@ pub(super) enum Question {
     /// Everything, for `ipam check`; `before`: what was found a moment ago.
     Check { fix: bool, before: Option<Found>, done: Done },
     /// Everything, in parts.
-    Entries { limit: u32, done: Done },
+    Entries { limit: u32, connection: ConnectionId, done: Done },
     /// Everything, or nothing but this node: checked now and then.
     Watch { all: bool },
 }
@@ -128,14 +128,14 @@ impl Daemon {
         let Facts { listing, interfaces } = facts;
         self.cluster.verbs.asked = self.cluster.verbs.asked.saturating_sub(1);
         match (question, listing) {
-            (Question::Entries { limit, done }, listing) => {
-                let listing = match listing {
+            (Question::Entries { done, .. }, _) if done.is_abandoned() => {}
+            (Question::Entries { limit, connection, done }, listing) => {
+                let (listing, stale) = match listing {
                     Ok(listing) => (listing, None),
                     Err(error) => (self.remembered(), Some(error.to_string())),
                 };
-                let (listing, stale) = listing;
-                self.cluster.verbs.listing = Some((listing, stale, clock::now()));
-                done.answer(self.part(None, limit));
+                self.cluster.verbs.listings.keep(connection, listing, stale, clock::now());
+                done.answer(self.part(connection, None, limit));
             }
             (Question::Watch { all: true }, Err(_)) => self.cluster.verbs.checking = false,
             (Question::Watch { all }, listing) => {
@@ -176,32 +176,20 @@ impl Daemon {
         Listing { entries, revision: replica.revision(), ..Listing::default() }
     }
 
-    /// Answers with what comes after a key, of what was read when the first part was asked for.
-    pub(super) fn entries(&mut self, after: Option<String>, limit: u32, done: Done) {
+    /// Answers with what comes after a key, of what was read when the connection asked for the first part.
+    pub(super) fn entries(&mut self, connection: ConnectionId, after: Option<String>, limit: u32, done: Done) {
         match after {
-            None => self.ask(Question::Entries { limit, done }),
-            Some(after) => done.answer(self.part(Some(&after), limit)),
+            None => self.ask(Question::Entries { limit, connection, done }),
+            Some(after) => done.answer(self.part(connection, Some(&after), limit)),
         }
     }
 
-    fn part(&mut self, after: Option<&str>, limit: u32) -> Result<crate::api::types::Entries, Refusal> {
-        let verbs = &mut self.cluster.verbs;
+    fn part(&mut self, connection: ConnectionId, after: Option<&str>, limit: u32) -> Result<Entries, Refusal> {
         let key = after.map(|after| Key::parse(after).ok_or(after)).transpose();
         let key = key.map_err(|after| refusal(code::DECODE_FAILURE, format!("{after} is no key of the store"), ""))?;
-        let Some((listing, stale, at)) = &mut verbs.listing else {
-            return Err(refusal(
-                code::NOT_AVAILABLE,
-                "what was read of the store is forgotten",
-                "ask from the beginning",
-            ));
-        };
-        *at = clock::now();
-        let mut part = answers::part(&listing.entries, listing.revision, key.as_ref(), limit as usize);
-        part.stale.clone_from(stale);
-        if part.next.is_none() {
-            verbs.listing = None;
-        }
-        Ok(part)
+        let part = self.cluster.verbs.listings.part(connection, key.as_ref(), limit, clock::now());
+        let forgotten = "what was read of the store is forgotten";
+        part.ok_or_else(|| refusal(code::NOT_AVAILABLE, forgotten, "ask from the beginning, on one connection"))
     }
 
     /// The loss of what the store held is meant.
@@ -288,7 +276,7 @@ impl Daemon {
             self.ask(question);
         }
         let verbs = &mut self.cluster.verbs;
-        verbs.listing.take_if(|(_, _, at)| now.saturating_sub(*at) > KEPT);
+        verbs.listings.tend(now);
         verbs.changes.retain(|changes| !changes.done.is_abandoned());
         if self.cluster.member.is_connected() && self.cluster.verbs.is_due(now) {
             let all = self.is_first();

@@ -46,7 +46,7 @@ impl Daemon {
             Request::IpamRelease { address } => self.release(address, done),
             Request::IpamCheck { fix } => self.ask(Question::Check { fix, before: None, done }),
             Request::NodeDelete { name } => self.ask(Question::Delete { name, done }),
-            Request::StoreEntries { after, limit } => self.entries(after, limit, done),
+            Request::StoreEntries { after, limit } => self.entries(connection, after, limit, done),
             Request::StoreAccept => done.answer(Ok(serde_json::json!({ "accepted": self.accept() }))),
             Request::Drops { after } => done.answer(Ok(self.drops(after))),
         }

@@ -34,6 +34,7 @@ mod dispatch;
 mod echoes;
 mod embedded;
 mod join;
+mod listings;
 mod parked;
 mod prober;
 mod reading;

@@ -300,6 +300,7 @@ impl Daemon {
 
     /// A connection has ended: what it has begun and not finished is undone.
     pub(super) fn abandon(&mut self, connection: ConnectionId) {
+        self.cluster.verbs.listings.forget(connection);
         let unfinished = self.attachments.iter().filter(|(_, attachment)| match attachment.stage {
             Stage::Pending { connection: of } | Stage::Adopting { connection: of } => of == connection,
             Stage::Attached { .. } | Stage::Detached { .. } | Stage::Removing => false,
