@@ -1,16 +1,17 @@
 //! The beginning of a node's part in the cluster: who it is, and what it remembers.
 
 use std::hash::{BuildHasher, RandomState};
+use std::time::SystemTime;
 
 use tokio::sync::mpsc;
 
 use super::cluster::Cluster;
 use super::{DaemonError, embedded};
-use crate::cluster::{Durable, Identity, Kind, Member};
+use crate::cluster::{Durable, Entry, Identity, Kind, Member, Revision};
 use crate::config::{Config, StoreKind};
 use crate::control::Underlay;
 use crate::host::clock;
-use crate::store::local::Store;
+use crate::store::local::{Found, Store};
 use crate::store::session::{Session, Update};
 use crate::store::{Embedded, Etcd};
 
@@ -53,7 +54,7 @@ pub(super) fn join(
         StoreKind::Etcd => {
             let etcd = Etcd::new(config.store.etcd()).map_err(DaemonError::Cluster)?;
             let (session, updates) = Session::start(etcd);
-            let (entries, revision) = store.load_cluster();
+            let (entries, revision) = remembered(store);
             let mut member = Member::new(me, policy, durable, fresh, seed);
             member.remember(entries, revision);
             (member, session, updates, None)
@@ -63,4 +64,16 @@ pub(super) fn join(
     let cluster = Cluster::new(member, session, embedded, amnesic, now);
     cluster.announce(&name);
     Ok((cluster, updates))
+}
+
+/// What the cluster was like. Without a copy that can be read, routes to other nodes have to wait for the store.
+fn remembered(store: &Store) -> (Vec<Entry>, Revision) {
+    let problem = match store.load_cluster(SystemTime::now()) {
+        Ok(Found::State(copy)) => return copy,
+        Ok(Found::Nothing) => return Default::default(),
+        Ok(Found::SetAside { path, damage }) => format!("{damage}; it is kept as {}", path.display()),
+        Err(error) => error.to_string(),
+    };
+    tracing::error!("cluster.json can't be read, other nodes are known once the store is heard: {problem}");
+    Default::default()
 }

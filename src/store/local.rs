@@ -60,12 +60,12 @@ pub enum StoreError {
 
 /// What was found in the folder.
 #[derive(Debug)]
-pub enum Found {
-    /// No state was ever written, or it was removed.
+pub enum Found<T = State> {
+    /// Nothing was ever written, or it was removed.
     Nothing,
-    /// The state as it was last written.
-    State(State),
-    /// A state that can't be read.
+    /// What was last written.
+    State(T),
+    /// Something that can't be read.
     SetAside {
         /// Where it is kept.
         path: PathBuf,
@@ -74,7 +74,7 @@ pub enum Found {
     },
 }
 
-/// What is wrong with a state that can't be read.
+/// What is wrong with a file that can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Damage {
     /// More bytes than any state has.
@@ -146,17 +146,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`] when the file can't be read at all, or not be renamed.
     pub fn load(&self, now: SystemTime) -> Result<Found, StoreError> {
-        let path = self.path();
-        let mut bytes = Vec::new();
-        match File::open(&path).and_then(|file| file.take(MAX_SIZE + 1).read_to_end(&mut bytes)) {
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
-            Err(source) => return Err(StoreError::Io { action: "read", path, source }),
-        }
-        match decode(&bytes) {
-            Ok(state) => Ok(Found::State(state)),
-            Err(damage) => Ok(Found::SetAside { path: self.set_aside(&path, now)?, damage }),
-        }
+        self.read("state.json", decode, now)
     }
 
     /// Writes the state; when this returns, it is on disk.
@@ -164,25 +154,17 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`]; the state on disk is then the old one, or the one that was to be written.
     pub fn save(&self, state: &State) -> Result<(), StoreError> {
-        let path = self.path();
-        replace(&self.folder, &self.handle, "state.json", &encode(state)).map_err(|source| StoreError::Io {
-            action: "write",
-            path,
-            source,
-        })
+        let failed = |source| StoreError::Io { action: "write", path: self.folder.join("state.json"), source };
+        replace(&self.folder, &self.handle, "state.json", &encode(state)).map_err(failed)
     }
 
-    /// Reads what the cluster was like: its entries, and the store's count. Nothing, if that can't be read: it is a copy.
-    pub fn load_cluster(&self) -> (Vec<Entry>, Revision) {
-        let mut bytes = Vec::new();
-        let read =
-            File::open(self.folder.join("cluster.json")).and_then(|file| file.take(MAX_SIZE).read_to_end(&mut bytes));
-        let copy = read.ok().and_then(|_| serde_json::from_slice::<Copy>(&bytes).ok()).unwrap_or_default();
-        let entries = copy
-            .entries
-            .into_iter()
-            .filter_map(|(key, (revision, value))| Some(Entry { key: Key::parse(&key)?, value, revision }));
-        (entries.collect(), copy.revision)
+    /// Reads what the cluster was like: its entries, and the store's count. A copy that can't be read is renamed to
+    /// `cluster.json.corrupt-TIME`.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the file can't be read at all, or not be renamed.
+    pub fn load_cluster(&self, now: SystemTime) -> Result<Found<(Vec<Entry>, Revision)>, StoreError> {
+        self.read("cluster.json", decode_cluster, now)
     }
 
     /// Writes what the cluster is like.
@@ -197,22 +179,38 @@ impl Store {
         replace(&self.folder, &self.handle, "cluster.json", &bytes).map_err(failed)
     }
 
-    fn path(&self) -> PathBuf {
-        self.folder.join("state.json")
+    fn read<T>(
+        &self,
+        name: &str,
+        decode: impl FnOnce(&[u8]) -> Result<T, Damage>,
+        now: SystemTime,
+    ) -> Result<Found<T>, StoreError> {
+        let path = self.folder.join(name);
+        let mut bytes = Vec::new();
+        match File::open(&path).and_then(|file| file.take(MAX_SIZE + 1).read_to_end(&mut bytes)) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+            Err(source) => return Err(StoreError::Io { action: "read", path, source }),
+        }
+        match decode(&bytes) {
+            Ok(state) => Ok(Found::State(state)),
+            Err(damage) => Ok(Found::SetAside { path: self.set_aside(name, now)?, damage }),
+        }
     }
 
-    fn set_aside(&self, path: &Path, now: SystemTime) -> Result<PathBuf, StoreError> {
+    fn set_aside(&self, name: &str, now: SystemTime) -> Result<PathBuf, StoreError> {
+        let path = self.folder.join(name);
         let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
         let aside = (0..)
             .map(|attempt| match attempt {
-                0 => self.folder.join(format!("state.json.corrupt-{seconds}")),
-                _ => self.folder.join(format!("state.json.corrupt-{seconds}.{attempt}")),
+                0 => self.folder.join(format!("{name}.corrupt-{seconds}")),
+                _ => self.folder.join(format!("{name}.corrupt-{seconds}.{attempt}")),
             })
             .find(|aside| !aside.exists())
             .expect("a folder doesn't hold every name");
-        std::fs::rename(path, &aside).and_then(|()| self.handle.sync_all()).map_err(|source| StoreError::Io {
+        std::fs::rename(&path, &aside).and_then(|()| self.handle.sync_all()).map_err(|source| StoreError::Io {
             action: "set aside",
-            path: path.into(),
+            path,
             source,
         })?;
         Ok(aside)
@@ -301,6 +299,16 @@ fn decode(bytes: &[u8]) -> Result<State, Damage> {
         state.attachments.iter_mut().for_each(|record| record.port = record.port.saturating_add(1));
     }
     if state.is_consistent() { Ok(state) } else { Err(Damage::Contradiction) }
+}
+
+fn decode_cluster(bytes: &[u8]) -> Result<(Vec<Entry>, Revision), Damage> {
+    if bytes.len() as u64 > MAX_SIZE {
+        return Err(Damage::TooLarge);
+    }
+    let copy: Copy = serde_json::from_slice(bytes)?;
+    // Of a later version there may be keys that mean nothing here.
+    let entry = |(key, (revision, value)): (String, _)| Some(Entry { key: Key::parse(&key)?, value, revision });
+    Ok((copy.entries.into_iter().filter_map(entry).collect(), copy.revision))
 }
 
 /// FNV-1a (64 bits): every step is a bijection, so no change of a single byte goes unseen.
@@ -405,6 +413,25 @@ mod tests {
             assert_eq!(std::fs::read(path).unwrap(), content);
             assert!(matches!(store.load(UNIX_EPOCH).unwrap(), Found::Nothing));
         }
+    }
+
+    #[test]
+    fn a_damaged_copy_of_the_cluster_is_kept_beside() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let load = || store.load_cluster(UNIX_EPOCH).unwrap();
+        assert!(matches!(load(), Found::Nothing));
+        let entry = Entry { key: Key::parse("cluster/nodes/n2").unwrap(), value: "{}".into(), revision: 6 };
+        store.save_cluster(std::slice::from_ref(&entry), 7).unwrap();
+        assert!(matches!(load(), Found::State((entries, 7)) if entries == [entry]));
+        let path = folder.path().join("cluster.json");
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[1..]).unwrap();
+        let Found::SetAside { path: aside, damage } = load() else { panic!("it is damaged") };
+        assert_eq!(aside, folder.path().join("cluster.json.corrupt-0"));
+        assert!(matches!(damage, Damage::Malformed(_)), "{damage}");
+        assert_eq!(std::fs::read(aside).unwrap(), bytes[1..]);
+        assert!(matches!(load(), Found::Nothing));
     }
 
     /// A file as the version before wrote it, byte for byte.
