@@ -325,6 +325,7 @@ impl Member {
         let bad = self.replica.unreadable().iter().map(|(key, problem)| format!("{key} can't be read: {problem}"));
         problems.extend(bad);
         problems.extend(self.overlaps());
+        problems.extend(self.pool_differences());
         problems
     }
 
@@ -370,6 +371,26 @@ impl Member {
         let missing = wanted.map(|(prefix, pool)| (prefix, pool)).chain(held);
         let writes = missing.map(|(prefix, pool)| put(Kind::Pool, prefix, pool, Expect::Absent));
         writes.filter(|write| self.is_idle(&write.key)).collect()
+    }
+
+    /// Where the config's pools are not the store's, which count.
+    fn pool_differences(&self) -> Vec<String> {
+        let pools = self.replica.pools();
+        let meant = !self.policy.trusting && !self.policy.pools.is_empty();
+        if !meant || self.making || pools.is_empty() {
+            return Vec::new();
+        }
+        let configured: BTreeMap<_, _> = self.policy.pools.iter().map(|(prefix, pool)| (prefix, pool)).collect();
+        let more = pools.keys().filter(|prefix| !configured.contains_key(prefix));
+        let more = more.map(|prefix| format!("{prefix} is a pool of the store, and not of the config"));
+        let other = configured.iter().filter_map(|(prefix, pool)| match pools.get(prefix) {
+            None => Some(format!("{prefix} is a pool of the config, and not of the store")),
+            Some(known) => Some(known.record.differences(pool).join(", "))
+                .filter(|differences| !differences.is_empty())
+                .map(|differences| format!("of {prefix} the store says otherwise: {differences}")),
+        });
+        let counts = |problem| format!("network.pools: {problem}; the store's pools count");
+        more.chain(other).map(counts).collect()
     }
 
     fn tell(&mut self, holdings: &Holdings, now: Duration) -> Option<Write> {

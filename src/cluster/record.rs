@@ -65,6 +65,17 @@ impl Pool {
         let fits = (prefix.prefix_len()..=prefix.max_prefix_len()).contains(&self.block_size);
         if fits { Ok(()) } else { Err(format!("its blocks, of /{}, don't fit into it", self.block_size)) }
     }
+
+    /// In what another record of the pool differs, with what this one says.
+    pub(super) fn differences(&self, other: &Self) -> Vec<String> {
+        let fields = |pool: &Self| match serde_json::to_value(pool) {
+            Ok(serde_json::Value::Object(fields)) => fields,
+            _ => serde_json::Map::new(),
+        };
+        let others = fields(other);
+        let differ = fields(self).into_iter().filter(|(name, value)| others.get(name) != Some(value));
+        differ.map(|(name, value)| format!("{name} = {value}")).collect()
+    }
 }
 
 /// `cluster/nodes/NAME`.

@@ -339,6 +339,28 @@ fn a_leaving_node_is_freed_after_half_a_minute_of_silence() {
 }
 
 #[test]
+fn pools_of_the_config_that_the_store_does_not_have_so_are_told() {
+    let mut lab = Lab::new(&[]);
+    let both = [(net("10.1.0.0/24"), pool(28)), (net("10.2.0.0/24"), pool(28))];
+    lab.join(|_, policy| policy.pools = both.to_vec());
+    lab.settle();
+    assert_eq!(lab.hosts[0].member.problems(), Vec::<String>::new(), "they were made");
+    lab.force(Kind::Pool, "10.1.0.0/24", Some(text(&Pool { disabled: true, ..pool(28) })));
+    lab.force(Kind::Pool, "10.2.0.0/24", None);
+    lab.force(Kind::Pool, "10.3.0.0/24", Some(text(&pool(28))));
+    lab.settle();
+    let told = [
+        "network.pools: 10.3.0.0/24 is a pool of the store, and not of the config; the store's pools count",
+        "network.pools: of 10.1.0.0/24 the store says otherwise: disabled = true; the store's pools count",
+        "network.pools: 10.2.0.0/24 is a pool of the config, and not of the store; the store's pools count",
+    ];
+    assert_eq!(lab.hosts[0].member.problems(), told);
+    let policy = Policy { trusting: true, ..lab.hosts[0].member.policy().clone() };
+    lab.hosts[0].member.set_policy(policy);
+    assert_eq!(lab.hosts[0].member.problems(), Vec::<String>::new(), "such a store is what the config says");
+}
+
+#[test]
 fn what_a_node_told_of_its_pods_stands_until_it_has_read_that() {
     let mut lab = Lab::new(&[("10.1.0.0/24", pool(28))]);
     lab.join(|_, _| {});
