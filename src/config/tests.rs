@@ -370,6 +370,10 @@ fn a_store_that_cannot_be_meant_is_refused() {
         (etcd("username = \"u\""), "4: store.username: needs store.password_file beside it"),
         (etcd("password_file = \"/p\""), "4: store.password_file: needs store.username beside it"),
         (etcd("username = \"\"\npassword_file = \"/p\""), "4: store.username: is empty"),
+        (
+            etcd("[[peer]]\nname = \"a\"\naddress = \"172.31.0.2\"\npods = [\"10.244.1.0/24\"]"),
+            "4: peer[0]: means something only with store.kind = \"embedded\": nodes that share an etcd find each other",
+        ),
     ] {
         assert_eq!(found, format!("t.toml:{message}"));
     }

@@ -230,6 +230,11 @@ impl Config {
     }
 
     fn peers_problem(&self) -> Problem {
+        if self.store.kind == StoreKind::Etcd && !self.peers.is_empty() {
+            let message =
+                "means something only with store.kind = \"embedded\": nodes that share an etcd find each other";
+            return at("peer[0]", message.into());
+        }
         let mut names = BTreeSet::from([self.node.name.as_str()]);
         let mut owned: Vec<(&IpNet, &str)> =
             self.network.node_cidrs.iter().map(|range| (range, "network.node_cidrs")).collect();
