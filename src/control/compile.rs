@@ -89,10 +89,7 @@ fn tunnel(desired: &Desired, peer: Ipv4Addr, ipv6: bool) -> Adjacency {
     let mtu = desired.peer_mtu(peer);
     let transport = desired.transport(peer);
     let rewrite = Rewrite::to_node(transport, desired.underlay().address, peer, ipv6);
-    let port = match transport {
-        Transport::Ipip => PortId::TUNNEL,
-        Transport::Udp => PortId::TUNNEL_UDP,
-    };
+    let port = PortId::tunnel(transport);
     if ipv6 && mtu < MIN_MTU_V6 {
         // IPv6 makes no smaller packets, so the underlay has to (RFC 4213 §3.2.2).
         Adjacency::Forward(Path { port, rewrite: rewrite.fragmentable(), mtu: MIN_MTU_V6 })

@@ -161,11 +161,7 @@ impl Daemon {
             let inner = length.saturating_sub(transport.overhead());
             probe::request(transport, node, peer, own, target, inner, cookie, sequence)
         };
-        let port = match transport {
-            Transport::Ipip => PortId::TUNNEL,
-            Transport::Udp => PortId::TUNNEL_UDP,
-        };
-        let results = match self.workers.inject(port, probes.iter().map(packet).collect()) {
+        let results = match self.workers.inject(PortId::tunnel(transport), probes.iter().map(packet).collect()) {
             Ok(results) => {
                 results.into_iter().map(|result| result.map_err(|reason| reason.name().to_owned())).collect()
             }

@@ -84,8 +84,6 @@ pub struct ProbeEvent {
     pub cookie: u64,
     /// Which of the asker's probes.
     pub sequence: u16,
-    /// Length of the inner packet, in bytes.
-    pub length: u16,
     /// It is a reply. Otherwise a request, which was answered.
     pub reply: bool,
 }
@@ -274,8 +272,8 @@ impl Forwarder {
         let Some(peer) = path.rewrite.outer_destination() else { return };
         self.probes += 1;
         if self.probes <= PROBES {
-            let Probe { asked, cookie, sequence, length, .. } = probe;
-            self.notify(Event::Probe(ProbeEvent { peer, source, transport, asked, cookie, sequence, length, reply }));
+            let Probe { asked, cookie, sequence, .. } = probe;
+            self.notify(Event::Probe(ProbeEvent { peer, source, transport, asked, cookie, sequence, reply }));
         }
     }
 

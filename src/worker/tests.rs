@@ -641,7 +641,6 @@ fn probes_are_answered_by_the_way_they_came_and_told() {
             asked: transport,
             cookie: 7,
             sequence: 1,
-            length: 1000,
             reply: false,
         };
         for expected in [told, ProbeEvent { sequence: 2, reply: true, ..told }] {
