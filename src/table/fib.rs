@@ -105,13 +105,15 @@ impl Fib {
     /// later one counts. The work is that for the routes close to those that change, not that for all.
     pub fn with(&self, edits: impl IntoIterator<Item = (IpNet, Option<Adjacency>)>) -> Self {
         let (mut edits_v4, mut edits_v6) = (BTreeMap::new(), BTreeMap::new());
-        let interned = self.index();
-        let mut index = lock(&interned);
+        // Held until all are in, so that nobody adds his own in between.
+        let mut shared = lock(&self.interned);
+        let mut own = self.own_index(&shared);
+        let index = own.as_mut().unwrap_or(&mut shared);
         let mut added = Vec::new();
         for (prefix, adjacency) in edits {
             let value = adjacency.map(|adjacency| {
                 let known = index.len();
-                let value = intern(&mut index, adjacency.clone());
+                let value = intern(index, adjacency.clone());
                 added.extend((index.len() > known).then_some(adjacency));
                 value
             });
@@ -121,7 +123,8 @@ impl Fib {
                 IpAddr::V6(network) => drop(edits_v6.insert((network.to_bits(), length), value)),
             }
         }
-        drop(index);
+        drop(shared);
+        let interned = own.map_or_else(|| self.interned.clone(), |own| Arc::new(Mutex::new(own)));
         let (v4, visited_v4) = self.v4.with(edits_v4.into_iter().map(edit).collect());
         let (v6, visited_v6) = self.v6.with(edits_v6.into_iter().map(edit).collect());
         let adjacencies = if added.is_empty() {
@@ -136,14 +139,13 @@ impl Fib {
         edited
     }
 
-    /// Where the adjacencies are, for one that is made from this one. Others that were may have added theirs: then a copy.
-    fn index(&self) -> Arc<Mutex<Interned>> {
-        let index = lock(&self.interned);
-        if index.len() == self.adjacencies.len() {
-            return self.interned.clone();
+    /// Where this one's adjacencies are, if others that were made from it have added theirs to what they share.
+    fn own_index(&self, shared: &Interned) -> Option<Interned> {
+        if shared.len() == self.adjacencies.len() {
+            return None;
         }
-        let own = index.iter().filter(|(_, value)| (**value as usize) < self.adjacencies.len());
-        Arc::new(Mutex::new(own.map(|(adjacency, &value)| (adjacency.clone(), value)).collect()))
+        let own = shared.iter().filter(|(_, value)| (**value as usize) < self.adjacencies.len());
+        Some(own.map(|(adjacency, &value)| (adjacency.clone(), value)).collect())
     }
 
     /// How many routes were read to make it.
@@ -361,6 +363,22 @@ mod tests {
             for address in routes.iter().flat_map(|(prefix, _)| around(*prefix)) {
                 assert_eq!(fib.lookup(address), oracle.lookup(address).unwrap_or(&no_route), "{address}");
             }
+        }
+    }
+
+    /// Two threads that make one each from the same one, with a new way each.
+    #[test]
+    fn edits_at_the_same_time_do_not_meet() {
+        let net = |i: u32| IpNet::from(ipnet::Ipv4Net::new(Ipv4Addr::from_bits(0x0a00_0000 | i << 8), 24).unwrap());
+        let both = std::sync::Barrier::new(2);
+        for _ in 0..5_000 {
+            let fib = Fib::build([(net(1), adjacency(1))]);
+            let edit = |number: u16| {
+                both.wait();
+                let edited = fib.with([(net(number.into()), Some(adjacency(number)))]);
+                assert_eq!(edited.lookup(net(number.into()).addr()), &adjacency(number));
+            };
+            std::thread::scope(|scope| [7, 9].map(|number| scope.spawn(move || edit(number))).map(drop));
         }
     }
 
