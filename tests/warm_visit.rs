@@ -163,5 +163,7 @@ fn tables() -> Tables {
         node: Some(NODE),
         router_v4: Some(ROUTER),
         router_v6: None,
+        probing: vec![(PEER, REMOTE)],
+        ..Tables::default()
     }
 }

@@ -120,6 +120,7 @@ impl Node {
             node: Some(NODE),
             router_v4: Some(Ipv4Addr::new(10, 1, 255, 254)),
             router_v6: None,
+            ..Tables::default()
         };
         Self { tables, remote, pods }
     }

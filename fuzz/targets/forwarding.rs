@@ -184,6 +184,7 @@ fn tables() -> Tables {
         node: Some(NODE),
         router_v4: Some(Ipv4Addr::new(10, 244, 0, 1)),
         router_v6: Some("fd00::1".parse().expect("an address")),
+        probing: vec![(PEER, Ipv4Addr::new(10, 244, 1, 1)), (PEER_UDP, Ipv4Addr::new(10, 244, 3, 1))],
     }
 }
 

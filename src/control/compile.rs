@@ -24,6 +24,7 @@ pub fn compile(desired: &Desired) -> Tables {
         fib: Fib::build(best.map(|route| (route.prefix, adjacency(desired, pod, route.prefix, route.next_hop)))),
         ports,
         peers: peers(desired),
+        probing: probing(desired),
         node: Some(desired.underlay().address),
         router_v4: desired.own_v4(),
         router_v6: desired.own_v6(),
@@ -52,6 +53,7 @@ pub fn update(tables: &Tables, desired: &Desired, changes: &Changes) -> Tables {
         fib: tables.fib.with(edits),
         ports,
         peers: if changes.peers { peers(desired) } else { tables.peers.clone() },
+        probing: if changes.peers { probing(desired) } else { tables.probing.clone() },
         node: tables.node,
         router_v4: desired.own_v4(),
         router_v6: desired.own_v6(),
@@ -60,6 +62,10 @@ pub fn update(tables: &Tables, desired: &Desired, changes: &Changes) -> Tables {
 
 fn peers(desired: &Desired) -> Vec<table::Peer> {
     desired.active_peers().map(|peer| table::Peer { address: peer.address }).collect()
+}
+
+fn probing(desired: &Desired) -> Vec<(Ipv4Addr, Ipv4Addr)> {
+    desired.active_peers().filter_map(|peer| Some((peer.address, peer.own_v4()?))).collect()
 }
 
 fn adjacency<'a>(

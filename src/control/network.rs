@@ -50,6 +50,16 @@ pub struct Peer {
     pub own: Vec<IpAddr>,
 }
 
+impl Peer {
+    /// Its own IPv4 address among its pods, which is probed.
+    pub fn own_v4(&self) -> Option<Ipv4Addr> {
+        self.own.iter().find_map(|address| match address {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        })
+    }
+}
+
 /// The network between nodes, as this node sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Underlay {

@@ -38,7 +38,7 @@ fn to_host(packet: &Packet, header: &Header, ingress: PortId, tables: &Tables) -
         return Err(DropReason::Loop);
     }
     // A peer sends us what is here. What only the default route covers it should not have sent.
-    if ingress.is_tunnel() && !is_router(header.destination, tables) {
+    if ingress.is_tunnel() && !tables.is_router(header.destination) {
         return Err(DropReason::Loop);
     }
     // A pod of this node, or of another. The host may give it the node's own address (masquerading), and its tunnel would be
@@ -63,13 +63,6 @@ fn is_inside_udp(packet: &Packet, header: &Header, tables: &Tables) -> bool {
 
 /// Whether other nodes will accept `source` from this one.
 pub(super) fn is_ours(source: IpAddr, tables: &Tables) -> bool {
-    is_router(source, tables)
+    tables.is_router(source)
         || matches!(tables.lookup(source), Adjacency::Forward(path) if path.port >= PortId::FIRST_POD)
-}
-
-fn is_router(address: IpAddr, tables: &Tables) -> bool {
-    match address {
-        IpAddr::V4(address) => tables.router_v4 == Some(address),
-        IpAddr::V6(address) => tables.router_v6 == Some(address),
-    }
 }

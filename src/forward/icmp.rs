@@ -89,12 +89,6 @@ pub fn answer(
     build(packet, message, parties, &quote[..length], tables, limiter, now)
 }
 
-/// Whether somebody who says something about the tunnel is on the underlay. The kernel takes ICMP errors from anybody, and
-/// pods reach it: what one of them says is made up (`tests/kernel/icmp_errors_are_taken_from_anybody.rs`).
-pub fn is_on_underlay(offender: IpAddr, tables: &Tables) -> bool {
-    matches!(tables.lookup(offender), Adjacency::Forward(path) if path.port == PortId::HOST)
-}
-
 /// Tells the sender of an inner packet what the underlay said about its outer one (RFC 2003 §4), if it is a packet that
 /// this node would have put into that tunnel: anybody on the underlay can make up another.
 ///

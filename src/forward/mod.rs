@@ -31,7 +31,8 @@ pub enum Verdict {
     Send(PortId),
     /// It is an answer, ready for the device of the port it came from.
     Answer,
-    /// It is the reply to a probe of this node's, and goes no further than the control side.
+    /// It is a reply to a probe from another node's own address, and goes no further than the control side, which knows
+    /// whether it asked.
     Heard,
     /// It is ready for this port, but for its size: its IP packet has to be fragmented to `mtu` bytes.
     Fragment {

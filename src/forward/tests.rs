@@ -11,7 +11,8 @@ use super::icmp::{Limiter, Outcome};
 use super::*;
 use crate::packet::{Gso, Offload, PartialChecksum};
 use crate::table::{Adjacency, Fib, GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, Mac, Path, Peer, Port, PortKind, Rewrite};
-use crate::wire::outer;
+use crate::wire::outer::{self, Transport};
+use crate::wire::probe::Probe;
 
 const WEB: PortId = PortId(3);
 const DB: PortId = PortId(4);
@@ -60,6 +61,7 @@ fn tables() -> Tables {
         node: Some(NODE.into()),
         router_v4: Some([10, 244, 0, 1].into()),
         router_v6: Some("fd00::1".parse().expect("an address")),
+        probing: vec![(PEER.into(), [10, 244, 1, 1].into())],
     }
 }
 
@@ -665,6 +667,38 @@ fn an_answer_has_no_offloads_left_of_a_forged_question() {
     packet.offload = Offload { gso: Gso::Tcp4, gso_size: 9, partial: Some(forged), ..Offload::default() };
     assert_eq!(forward(&mut packet, WEB, &tables()), Ok(Verdict::Answer));
     assert_eq!(packet.offload, Offload::default());
+}
+
+/// A pod of a peer can make up any echo request or reply, but not its node's address.
+#[test]
+fn only_a_nodes_own_address_asks_and_answers_probes() {
+    let probe = |source: [u8; 4], reply| {
+        let (source, destination) = (source.into(), [10, 244, 0, 1].into());
+        Probe { source, destination, reply, asked: Transport::Ipip, cookie: 7, sequence: 1, length: 100 }.write()
+    };
+    let host = Ok(Verdict::Send(PortId::HOST));
+    let cases = [
+        ([10, 244, 1, 1], false, Ok(Verdict::Answer)),
+        ([10, 244, 1, 1], true, Ok(Verdict::Heard)),
+        ([10, 244, 1, 7], false, host),
+        ([10, 244, 1, 7], true, host),
+    ];
+    for (source, reply, verdict) in cases {
+        let mut packet = from_peer(PEER, 4, &probe(source, reply));
+        assert_eq!(forward(&mut packet, PortId::TUNNEL, &tables()), verdict, "{source:?} {reply}");
+    }
+    // What a backend may say of one, and what it may not.
+    let with = |offload| {
+        let mut packet = from_peer(PEER, 4, &probe([10, 244, 1, 1], false));
+        packet.offload = offload;
+        packet
+    };
+    let mut checked = with(Offload { valid: true, ..Offload::default() });
+    assert_eq!(forward(&mut checked, PortId::TUNNEL, &tables()), Ok(Verdict::Answer));
+    assert_eq!(checked.offload, Offload::default());
+    let partial = Some(PartialChecksum { start: 20, offset: 2 });
+    let mut unfinished = with(Offload { partial, ..Offload::default() });
+    assert_eq!(forward(&mut unfinished, PortId::TUNNEL, &tables()), host);
 }
 
 #[test]

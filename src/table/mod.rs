@@ -41,6 +41,9 @@ pub struct Tables {
     pub ports: Vec<Option<Port>>,
     /// Sorted by address.
     pub peers: Vec<Peer>,
+    /// Of those, the underlay address and the one that probes and their answers come from: its own among its pods. Sorted.
+    /// Apart from `peers`, which are looked through for each packet of the tunnel, and so lie close together.
+    pub probing: Vec<(Ipv4Addr, Ipv4Addr)>,
     /// This node's underlay address: outer source of what it sends, outer destination of what it takes.
     pub node: Option<Ipv4Addr>,
     /// What ICMPv4 errors come from: the address of `tapir0`.
@@ -63,5 +66,25 @@ impl Tables {
     /// Whether `address` is a node that we tunnel with.
     pub fn is_peer(&self, address: Ipv4Addr) -> bool {
         self.peers.binary_search_by_key(&address, |peer| peer.address).is_ok()
+    }
+
+    /// Whether what comes from `own` by the tunnel of that peer comes from the node itself, and from no pod of it.
+    pub fn is_own(&self, peer: Ipv4Addr, own: Ipv4Addr) -> bool {
+        self.probing.binary_search(&(peer, own)).is_ok()
+    }
+
+    /// Whether somebody who says something about the underlay is on it. The kernel takes ICMP errors from anybody, and pods
+    /// reach it: what one of them says is made up (`tests/kernel/icmp_errors_are_taken_from_anybody.rs`).
+    pub fn is_on_underlay(&self, address: IpAddr) -> bool {
+        matches!(self.lookup(address), Adjacency::Forward(path) if path.port == PortId::HOST)
+    }
+
+    /// Whether it is this node's own among its pods.
+    #[inline]
+    pub fn is_router(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.router_v4 == Some(address),
+            IpAddr::V6(address) => self.router_v6 == Some(address),
+        }
     }
 }

@@ -38,8 +38,6 @@ pub const LIMIT: usize = 64;
 pub const QUANTUM: usize = 64 << 10;
 /// The most errors of the underlay that one visit looks at.
 const ERRORS: usize = 64;
-/// The most probes that one visit tells of: a peer's pods can send any number.
-const PROBES: usize = 16;
 
 /// One of the queues that a forwarder has of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,13 +66,13 @@ pub enum Event {
     Probe(ProbeEvent),
 }
 
-/// A probe of another node's that was answered, or another node's reply to a probe of this one's. The peer is who it says.
-/// That the rest is not made up by one of its pods, [`source`](Self::source) and [`cookie`](Self::cookie) tell.
+/// A probe of another node's that was answered, or another node's reply to one. It is the peer's own, and none of its pods'
+/// (`forward`). Whether the reply is to a probe of this node's, [`cookie`](Self::cookie) tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProbeEvent {
     /// The node that sent it.
     pub peer: Ipv4Addr,
-    /// The inner source: the peer's own address among its pods, unless it comes from one of them.
+    /// The inner source: the peer's own address among its pods.
     pub source: Ipv4Addr,
     /// What it came by.
     pub transport: Transport,
@@ -101,8 +99,6 @@ pub struct Forwarder {
     lost: Vec<Lost>,
     /// The queues with something outgoing.
     sending: Vec<QueueId>,
-    /// How many probes the visit has told of.
-    probes: usize,
     /// When the visit's drops are said to have happened; read at the first.
     drop_time: Option<SystemTime>,
 }
@@ -132,7 +128,6 @@ impl Forwarder {
             fragments: Vec::with_capacity(LIMIT),
             lost: Vec::with_capacity(LIMIT),
             sending: Vec::new(),
-            probes: 0,
             drop_time: None,
         }
     }
@@ -192,7 +187,6 @@ impl Forwarder {
         while let Some(to) = self.sending.pop() {
             self.send(to, from.port);
         }
-        self.probes = 0;
         self.drop_time = None;
         received
     }
@@ -262,7 +256,7 @@ impl Forwarder {
         }
     }
 
-    /// Tells the control side of a probe that was answered or heard, unless the visit has told of many.
+    /// Tells the control side of a probe that was answered or heard.
     fn tell_probe(&mut self, packet: &Packet, verdict: Verdict, from: QueueId, tables: &Tables) {
         let reply = verdict == Verdict::Heard;
         let (Some(transport), Some(probe)) = (from.port.transport(), Probe::read(packet.network())) else { return };
@@ -270,11 +264,8 @@ impl Forwarder {
         let source = if reply { probe.source } else { probe.destination };
         let Adjacency::Forward(path) = tables.lookup(source.into()) else { return };
         let Some(peer) = path.rewrite.outer_destination() else { return };
-        self.probes += 1;
-        if self.probes <= PROBES {
-            let Probe { asked, cookie, sequence, .. } = probe;
-            self.notify(Event::Probe(ProbeEvent { peer, source, transport, asked, cookie, sequence, reply }));
-        }
+        let Probe { asked, cookie, sequence, .. } = probe;
+        self.notify(Event::Probe(ProbeEvent { peer, source, transport, asked, cookie, sequence, reply }));
     }
 
     fn fragment(&mut self, packet: Packet, mtu: u16, egress: PortId, from: QueueId) {
@@ -301,7 +292,7 @@ impl Forwarder {
     fn relay_errors(&mut self, from: QueueId, tables: &Tables, now: Duration) {
         for _ in 0..ERRORS {
             let Some(error) = self.line(from).and_then(|line| line.queue.take_error()) else { return };
-            if error.offender.is_some_and(|offender| !icmp::is_on_underlay(offender, tables)) {
+            if error.offender.is_some_and(|offender| !tables.is_on_underlay(offender)) {
                 continue;
             }
             let mut packet = self.pool.take();

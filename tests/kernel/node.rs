@@ -118,6 +118,7 @@ impl Node {
             fib: Fib::build(self.routes.iter().cloned().chain(v4).chain(v6)),
             ports: now.ports.clone(),
             peers: now.peers.clone(),
+            probing: now.probing.clone(),
             ..**now
         }
     }
