@@ -62,6 +62,7 @@ fn tables() -> Tables {
         router_v4: Some([10, 244, 0, 1].into()),
         router_v6: Some("fd00::1".parse().expect("an address")),
         probing: vec![(PEER.into(), [10, 244, 1, 1].into())],
+        pools: vec![net("10.244.0.0/16"), net("fd00::/16")],
     }
 }
 

@@ -13,6 +13,8 @@ mod trie;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
+
 pub use adjacency::{Adjacency, Path, Rewrite, Transport};
 pub use fib::Fib;
 pub use port::{Mac, Port, PortId, PortKind};
@@ -44,6 +46,8 @@ pub struct Tables {
     /// Of those, the underlay address and the one that probes and their answers come from: its own among its pods. Sorted.
     /// Apart from `peers`, which are looked through for each packet of the tunnel, and so lie close together.
     pub probing: Vec<(Ipv4Addr, Ipv4Addr)>,
+    /// What holds all pods of all nodes.
+    pub pools: Vec<IpNet>,
     /// This node's underlay address: outer source of what it sends, outer destination of what it takes.
     pub node: Option<Ipv4Addr>,
     /// What ICMPv4 errors come from: the address of `tapir0`.
@@ -74,9 +78,11 @@ impl Tables {
     }
 
     /// Whether somebody who says something about the underlay is on it. The kernel takes ICMP errors from anybody, and pods
-    /// reach it: what one of them says is made up (`tests/kernel/icmp_errors_are_taken_from_anybody.rs`).
+    /// reach it: what one of them says is made up (`tests/kernel/icmp_errors_are_taken_from_anybody.rs`). Pods that are
+    /// reached without a tunnel are behind the host's port, too, so the pools tell them from routers.
     pub fn is_on_underlay(&self, address: IpAddr) -> bool {
-        matches!(self.lookup(address), Adjacency::Forward(path) if path.port == PortId::HOST)
+        let is_behind_host = matches!(self.lookup(address), Adjacency::Forward(path) if path.port == PortId::HOST);
+        is_behind_host && (self.is_router(address) || !self.pools.iter().any(|pool| pool.contains(&address)))
     }
 
     /// Whether it is this node's own among its pods.

@@ -26,6 +26,8 @@ const A_IP: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
 const B_IP: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
 const C_IP: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 3);
 const REMOTE: Ipv4Addr = Ipv4Addr::new(10, 1, 1, 9);
+/// A pod of another node's, which is reached without a tunnel.
+const DIRECT: Ipv4Addr = Ipv4Addr::new(10, 1, 4, 9);
 const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 1, 2, 2);
 const NODE: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 1);
 const PEER: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 2);
@@ -61,6 +63,7 @@ fn tables() -> Tables {
         local(B, B_IP),
         local(C, C_IP),
         (prefix("10.1.0.254/32"), path(PortId::HOST, Rewrite::None)),
+        (prefix("10.1.4.0/24"), path(PortId::HOST, Rewrite::None)),
         (prefix("10.1.1.0/24"), path(PortId::TUNNEL, Rewrite::outer(NODE, PEER, false))),
         (prefix("169.254.1.1/32"), Adjacency::Gateway),
     ];
@@ -72,6 +75,7 @@ fn tables() -> Tables {
         router_v4: Some(ROUTER),
         router_v6: None,
         probing: vec![(PEER, PEER_ROUTER)],
+        pools: vec![prefix("10.1.0.0/16")],
     }
 }
 
@@ -397,7 +401,7 @@ fn what_a_pod_says_about_the_underlay_is_not_believed() {
     let mut node = Node::new();
     let inner = Ip::new(A_IP, REMOTE).with(&[0; 1400]);
     let quote = Ip { protocol: 4, ..Ip::new(NODE, PEER) }.with(&inner)[..100].to_vec();
-    for pod in [B_IP, REMOTE] {
+    for pod in [B_IP, REMOTE, DIRECT] {
         let offender = Some(pod.into());
         node.far(PortId::TUNNEL).report(TunnelError {
             peer: PEER,

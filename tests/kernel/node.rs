@@ -119,6 +119,7 @@ impl Node {
             ports: now.ports.clone(),
             peers: now.peers.clone(),
             probing: now.probing.clone(),
+            pools: now.pools.clone(),
             ..**now
         }
     }
