@@ -57,7 +57,7 @@ reasons! {
     ToGateway = "to_gateway", "The gateway answers ping and nothing else.";
     /// A pod sent from an address it does not own.
     SpoofedSource = "spoofed_source", "The pod sends from an address it was not given.";
-    /// Tunnelled traffic (protocol 4 or 41, or UDP to port 5555 of a node) from a pod towards a node.
+    /// Tunnelled traffic (protocol 4 or 41, or UDP to port 5555 of a node, or of anybody on its link) from a pod.
     TunnelFromPod = "tunnel_from_pod", "Only nodes tunnel to nodes; a pod that does is refused.";
     /// The outer source is no configured peer.
     UnknownPeer = "unknown_peer", "Add the node as a peer, or find out who sends protocol 4 or 41, or UDP 5555, to this node.";

@@ -233,6 +233,7 @@ fn node(name: u8, &(address, blocks, lent, _): &Claim) -> Peer {
     let subnet = if address > 6 { 1 } else { 0 };
     let mut peer = peer(&format!("node-{name}"), address, &pods.iter().map(String::as_str).collect::<Vec<_>>());
     peer.address = Ipv4Addr::new(172, 31, subnet, address);
+    peer.own = pods.first().and_then(|block| block.parse().ok()).map(|block: IpNet| block.addr()).into_iter().collect();
     peer
 }
 
@@ -296,7 +297,8 @@ fn events(from: &Desired, to: &Desired, seed: usize) -> Vec<Event> {
 fn assert_same(left: &Tables, right: &Tables) {
     assert!(left.fib.iter().eq(right.fib.iter()));
     assert_eq!(left.ports, right.ports);
-    assert_eq!(left.peers, right.peers);
+    assert_eq!((&left.peers, &left.probing), (&right.peers, &right.probing));
+    assert_eq!((&left.pools, left.subnet), (&right.pools, right.subnet));
     assert_eq!((left.node, left.router_v4, left.router_v6), (right.node, right.router_v4, right.router_v6));
 }
 

@@ -51,13 +51,18 @@ fn to_host(packet: &Packet, header: &Header, ingress: PortId, tables: &Tables) -
 
 /// Whether it is UDP to the port on which nodes take packets inside it. Later fragments are nothing without the first, which
 /// is never too short for the port.
+///
+/// Elsewhere the port is anybody's, so it takes knowing who is a node. One that is new may know this node before this node
+/// knows it, so all of our own link counts as nodes. What is left is a new node of another subnet, for as long as that
+/// takes (`docs/decisions/005-tunnel-sources.md`).
 fn is_inside_udp(packet: &Packet, header: &Header, tables: &Tables) -> bool {
     let IpAddr::V4(node) = header.destination else { return false };
     if header.protocol != protocol::UDP || header.fragment == Fragment::Later {
         return false;
     }
     let port = packet.network().get(header.transport + 2..).and_then(<[u8]>::first_chunk);
-    let is_node = || tables.node == Some(node) || tables.is_peer(node);
+    let is_on_link = || tables.subnet.is_some_and(|subnet| subnet.contains(&node));
+    let is_node = || tables.node == Some(node) || is_on_link() || tables.is_peer(node);
     port.is_some_and(|&port| u16::from_be_bytes(port) == outer::PORT) && is_node()
 }
 

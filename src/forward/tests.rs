@@ -63,6 +63,7 @@ fn tables() -> Tables {
         router_v6: Some("fd00::1".parse().expect("an address")),
         probing: vec![(PEER.into(), [10, 244, 1, 1].into())],
         pools: vec![net("10.244.0.0/16"), net("fd00::/16")],
+        subnet: Some("172.31.0.1/24".parse().expect("a subnet")),
     }
 }
 
@@ -260,6 +261,8 @@ fn a_hostile_pod_reaches_nobody() {
         (from_web(&ip4("10.244.0.5", "172.31.0.1", 41, &ip())), D::TunnelFromPod),
         (from_web(&ip4("10.244.0.5", "172.31.0.2", 17, &inside_udp)), D::TunnelFromPod),
         (from_web(&ip4("10.244.0.5", "172.31.0.1", 17, &inside_udp)), D::TunnelFromPod),
+        // Not known yet as a node, but on the link.
+        (from_web(&ip4("10.244.0.5", "172.31.0.77", 17, &inside_udp)), D::TunnelFromPod),
         (from_web(&first_fragment), D::TunnelFromPod),
         (to("10.244.0.5", "169.254.1.1"), D::ToGateway),
         (to("10.244.0.5", "10.244.0.99"), D::NoRoute),

@@ -13,7 +13,7 @@ mod trie;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 pub use adjacency::{Adjacency, Path, Rewrite, Transport};
 pub use fib::Fib;
@@ -48,6 +48,8 @@ pub struct Tables {
     pub probing: Vec<(Ipv4Addr, Ipv4Addr)>,
     /// What holds all pods of all nodes.
     pub pools: Vec<IpNet>,
+    /// Who is on this node's own link of the underlay.
+    pub subnet: Option<Ipv4Net>,
     /// This node's underlay address: outer source of what it sends, outer destination of what it takes.
     pub node: Option<Ipv4Addr>,
     /// What ICMPv4 errors come from: the address of `tapir0`.

@@ -76,6 +76,7 @@ fn tables() -> Tables {
         router_v6: None,
         probing: vec![(PEER, PEER_ROUTER)],
         pools: vec![prefix("10.1.0.0/16")],
+        subnet: None,
     }
 }
 
