@@ -28,6 +28,8 @@ pub struct Snapshot {
     pub drops: Drops,
     /// Every port.
     pub ports: Vec<Port>,
+    /// What workers had to tell the control loop and could not.
+    pub untold: u64,
     /// What checks of the addresses keep finding, by code.
     pub violations: BTreeMap<&'static str, u64>,
 }
@@ -140,7 +142,9 @@ impl Snapshot {
         })?;
         let suppressed = [self.drops.suppressed_errors];
         let help = "ICMP errors that the rate limit kept from being made";
-        writer.counters("suppressed_errors", help, suppressed, |count| (Labels::new(), *count))
+        writer.counters("suppressed_errors", help, suppressed, |count| (Labels::new(), *count))?;
+        let help = "Probes and errors of the underlay that came too fast to be looked at";
+        writer.counters("untold_events", help, [self.untold], |count| (Labels::new(), *count))
     }
 
     fn encode_ports(&self, writer: &mut Writer<'_>) -> fmt::Result {
@@ -270,12 +274,13 @@ mod tests {
             Port { name: "default/web".into(), namespace: "default".into(), pod: "web".into(), ..Port::default() };
         let ports = vec![port.counted(&counters)];
         let violations = [("blocks_overlap", 2)].into();
-        let text = encode(Snapshot { status, peers: vec![peer], ipam, drops, ports, violations });
+        let text = encode(Snapshot { status, peers: vec![peer], ipam, drops, ports, untold: 3, violations });
         for line in [
             "tapir_build_info{version=\"0.1.0\",node=\"n1\",tunnel=\"raw\",store=\"embedded\"} 1.0",
             "tapir_uptime_seconds 7.0",
             "tapir_drops_total{reason=\"no_route\"} 5",
             "tapir_port_receive_packets_total{port=\"default/web\",namespace=\"default\",pod=\"web\",container_id=\"\",interface=\"\"} 11",
+            "tapir_untold_events_total 3",
             "tapir_peer_up{peer=\"n2\",address=\"172.31.0.2\"} 1.0",
             "tapir_peer_transport{peer=\"n2\",address=\"172.31.0.2\",transport=\"ipip\"} 1.0",
             "tapir_peer_round_trip_seconds{peer=\"n2\",address=\"172.31.0.2\"} 0.00025",

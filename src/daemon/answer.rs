@@ -1,6 +1,7 @@
 //! What `tapirctl` and HTTP ask.
 
 use std::net::IpAddr;
+use std::sync::atomic::Ordering;
 
 use tapir_cni::error::code;
 use tapir_cni::protocol::Refusal;
@@ -51,6 +52,7 @@ impl Daemon {
                     ipam: self.ipam(),
                     drops: self.history.answer(self.workers.stats(), u64::MAX),
                     ports: self.ports(),
+                    untold: self.untold.load(Ordering::Relaxed),
                     violations: self.cluster.verbs.standing.clone(),
                 };
                 drop(to.send(snapshot));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::task::JoinError;
 
 use super::attachment::{Attachment, Outcome, Stage, tap};
-use super::{Daemon, PortError, Report, notify};
+use super::{Daemon, PortError, notify};
 use crate::control::{Event, KernelRoutes, MIN_MTU_V6, Namespace, Underlay};
 use crate::host::routes::Direct;
 use crate::host::{HostError, clock, netns, pod, tapir0, underlay};
@@ -361,14 +361,6 @@ impl Daemon {
                 attachment.stage = Stage::Detached { cause: format!("its interface is gone: {error}"), trying: false };
                 self.apply(Event::Detached(endpoint.id));
             }
-        }
-    }
-
-    /// Takes in what a worker tells.
-    pub(super) fn take_in(&mut self, report: Report) {
-        match report {
-            Report::Error(error) => self.heed(&error),
-            Report::Probe(probe) => self.take_probe(&probe),
         }
     }
 

@@ -40,6 +40,7 @@ mod prober;
 mod reading;
 mod reload;
 mod start;
+mod teller;
 mod verbs;
 
 use std::collections::BTreeMap;
@@ -47,6 +48,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use tapir_cni::protocol::{AttachmentId, Refusal};
@@ -61,17 +63,17 @@ use crate::config::{Config, ConfigError, Place};
 use crate::control::ipam::Ipam;
 use crate::control::{Desired, Event, update};
 use crate::host::{HostError, clock};
-use crate::io::TunnelError;
 use crate::stats::PortStats;
 use crate::store::local::{Store, StoreError};
 use crate::store::session::Update;
-use crate::table::{PortId, Publisher};
-use crate::worker::{ProbeEvent, WorkerError, Workers};
+use crate::table::Publisher;
+use crate::worker::{WorkerError, Workers};
 use attachment::{Attachment, Outcome, Waiting};
 use backend::Backend;
 use cluster::Cluster;
 use dispatch::Done;
 use prober::Prober;
+use teller::{Failure, Told};
 
 /// Threads for jobs. Most of a job is waiting for the kernel's one lock on links, so more would not help.
 const JOB_THREADS: usize = 8;
@@ -191,6 +193,8 @@ struct Daemon {
     stale: bool,
     workers: Workers,
     links: Links,
+    /// How much the workers had to tell that there was no time to listen to.
+    untold: Arc<AtomicU64>,
     prober: Prober,
     history: History,
     jobs: JoinSet<Outcome>,
@@ -234,27 +238,8 @@ struct Inputs {
     server: Server,
     http: Option<tokio::net::TcpListener>,
     updates: mpsc::Receiver<Update>,
-    failures: mpsc::UnboundedReceiver<Failure>,
-    reports: mpsc::Receiver<Report>,
+    told: Told,
     signals: Signals,
-}
-
-/// What a worker can't go on with.
-#[derive(Debug)]
-enum Failure {
-    /// A port's device is gone.
-    Port { id: PortId, generation: u64, error: io::Error },
-    /// It has ended.
-    Worker,
-}
-
-/// What a worker tells, as far as there is time to listen.
-#[derive(Debug)]
-enum Report {
-    /// The underlay said something about a packet of the tunnel.
-    Error(TunnelError),
-    /// A probe came by the tunnel.
-    Probe(ProbeEvent),
 }
 
 struct Signals {
@@ -275,7 +260,8 @@ impl Signals {
 
 impl Daemon {
     async fn run(mut self, inputs: Inputs) -> Result<(), DaemonError> {
-        let Inputs { server, http: listener, mut updates, mut failures, mut reports, mut signals } = inputs;
+        let Inputs { server, http: listener, mut updates, told, mut signals } = inputs;
+        let Told { mut failures, mut errors, mut probes } = told;
         let (to, mut messages) = mpsc::channel(BACKLOG);
         let server = tokio::spawn(async move { server.serve(to).await });
         let (to, mut queries) = mpsc::channel(BACKLOG);
@@ -309,7 +295,8 @@ impl Daemon {
                     Some(Failure::Port { id, generation, error }) => self.port_failed(id, generation, &error),
                     Some(Failure::Worker) | None => break Err(DaemonError::Worker),
                 },
-                Some(report) = reports.recv() => self.take_in(report),
+                Some(error) = errors.recv() => self.heed(&error),
+                Some(probe) = probes.recv() => self.take_probe(&probe),
                 Some(query) = queries.recv() => self.inform(query),
                 () = until(self.prober.wait()) => self.probe(),
                 told = self.prober.told() => self.take_told(told),

@@ -14,15 +14,15 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use tapir_cni::protocol::AttachmentId;
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::attachment::{Attachment, Stage, interface};
 use super::dispatch::Done;
 use super::join;
 use super::prober::Prober;
+use super::teller::{self, Last};
 use super::verbs::MAX_WANTED;
-use super::{BACKLOG, Backend, Daemon, DaemonError, Failure, Inputs, Links, Report, Signals, del_queue, reload};
+use super::{Backend, Daemon, DaemonError, Inputs, Links, Signals, del_queue, reload};
 use crate::api::drops::History;
 use crate::cluster::Durable;
 use crate::cni::{Server, ServerError};
@@ -34,7 +34,7 @@ use crate::stats::PortStats;
 use crate::store::local::{Found, Store, StoreError};
 use crate::store::{Phase, Record, State};
 use crate::table::{PortId, Publisher};
-use crate::worker::{self, Event as WorkerEvent, Workers};
+use crate::worker::{self, Workers};
 
 /// How long another daemon may be in the way.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -79,10 +79,10 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
     let (cluster, updates) = join::join(&config, me, durable, fresh, &store)?;
 
     let publisher = Publisher::default();
-    let (failed, failures) = mpsc::unbounded_channel();
-    let (reported, reports) = mpsc::channel(BACKLOG);
+    let untold = Arc::default();
+    let (teller, told) = teller::channels(&untold);
     let workers = Workers::spawn(count, &publisher, || {
-        let teller = Teller { failed: failed.clone(), reported: reported.clone() };
+        let teller = Last(teller.clone());
         move |event| teller.tell(event)
     });
     let prober = Prober::new(config.underlay.transport, &underlay);
@@ -107,6 +107,7 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
             tunnel_counters: PortStats::default(),
             tunnel_udp_counters: PortStats::default(),
         },
+        untold,
         prober,
         history: History::default(),
         jobs: JoinSet::new(),
@@ -132,7 +133,7 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
     let took = clock::now().saturating_sub(started);
     let endpoints = daemon.attachments.len();
     tracing::info!(endpoints, ?took, socket = %daemon.config.node.socket.display(), "ready");
-    Ok((daemon, Inputs { server, http, updates, failures, reports, signals }))
+    Ok((daemon, Inputs { server, http, updates, told, signals }))
 }
 
 /// Half of the cores: the other half has the pods to run (`docs/decisions/008-workers.md`).
@@ -160,31 +161,6 @@ fn is_in_use(error: &DaemonError) -> bool {
 
 fn unheld() -> Result<(), DaemonError> {
     if tapir0::is_held()? { Err(DaemonError::Held) } else { Ok(()) }
-}
-
-/// What a worker tells by, without waiting: of the underlay's errors and of probes some may be lost.
-struct Teller {
-    failed: mpsc::UnboundedSender<Failure>,
-    reported: mpsc::Sender<Report>,
-}
-
-impl Teller {
-    fn tell(&self, event: WorkerEvent) {
-        match event {
-            WorkerEvent::PortFailed { id, generation, error } => {
-                drop(self.failed.send(Failure::Port { id, generation, error }));
-            }
-            WorkerEvent::TunnelError(error) => drop(self.reported.try_send(Report::Error(error))),
-            WorkerEvent::Probe(probe) => drop(self.reported.try_send(Report::Probe(probe))),
-        }
-    }
-}
-
-/// A worker drops its own when it ends, and nothing would be forwarded by it any more.
-impl Drop for Teller {
-    fn drop(&mut self) {
-        let _ = self.failed.send(Failure::Worker);
-    }
 }
 
 fn recover(store: &Store, boot: &str, config: &Config, now: Duration) -> Result<Recovered, StoreError> {
