@@ -298,7 +298,7 @@ impl Daemon {
                 Some(error) = errors.recv() => self.heed(&error),
                 Some(probe) = probes.recv() => self.take_probe(&probe),
                 Some(query) = queries.recv() => self.inform(query),
-                () = until(self.prober.wait()) => self.probe(),
+                () = until(self.prober.wait()) => {}
                 told = self.prober.told() => self.take_told(told),
                 _ = ticks.tick() => self.tick(),
                 _ = signals.hangup.recv() => self.reload(),
@@ -307,6 +307,12 @@ impl Daemon {
             }
             self.pursue();
             self.publish();
+            // Here, and not where the wait for it ends: that begins anew each round, and ends at a whole millisecond, so in a loop
+            // that is never idle it hardly ever would.
+            if self.prober.is_due() {
+                self.probe();
+                self.publish();
+            }
             self.commit().await;
         };
         tracing::info!("ending; pods, tapir0 and routes stay as they are");

@@ -61,6 +61,11 @@ impl Prober {
         self.echoes.told().await
     }
 
+    /// Whether [`Daemon::probe`] has something to do.
+    pub fn is_due(&self) -> bool {
+        self.wait() == Some(Duration::ZERO)
+    }
+
     /// How long until [`Daemon::probe`] has something to do; none: until something happens.
     pub fn wait(&self) -> Option<Duration> {
         if self.stale {
