@@ -11,8 +11,9 @@ use crate::config::Transport as Choice;
 use crate::control::health::{self, Decision, Health, Node, Probe, Reach, State};
 use crate::control::{self, Event, Underlay, rib};
 use crate::host::clock;
+use crate::host::icmp::Refusal;
 use crate::io::TunnelError;
-use crate::table::{PortId, Transport};
+use crate::table::{PortId, Tables, Transport};
 use crate::wire::{outer, probe};
 use crate::worker::ProbeEvent;
 
@@ -84,6 +85,12 @@ fn health_config(transport: Choice, is_udp_open: bool, underlay: &Underlay) -> h
     health::Config { transport, port: is_udp_open.then_some(outer::PORT), mtu: underlay.mtu }
 }
 
+/// Whether an error about a probe past the tunnel may be true: who says so is here, on the way, or at its end, and no pod.
+fn is_credible(refusal: &Refusal, tables: &Tables) -> bool {
+    let may_know = |offender: Ipv4Addr| offender == refusal.destination || tables.is_on_underlay(offender.into());
+    refusal.offender.is_none_or(may_know)
+}
+
 impl Daemon {
     /// Sends the probes that are due.
     pub(super) fn probe(&mut self) {
@@ -127,8 +134,8 @@ impl Daemon {
 
     /// Takes in what became of probes that took no tunnel. What comes from nobody's own address is no answer.
     pub(super) fn take_told(&mut self, told: Vec<Told>) {
-        let (now, underlay) = (clock::now(), self.desired.underlay().address);
-        let here = [Some(underlay), self.desired.own_v4()];
+        let (now, tables) = (clock::now(), self.publisher.snapshot());
+        let here = [tables.node, tables.router_v4];
         let health = &mut self.prober.health;
         for told in told {
             match told {
@@ -137,6 +144,7 @@ impl Daemon {
                         health.answered(peer, None, probe.sequence, now);
                     }
                 }
+                Told::Refused(refusal) if !is_credible(&refusal, &tables) => {}
                 Told::Refused(refusal) => {
                     let Some(peer) = health.direct_at(refusal.destination) else { continue };
                     if refusal.kind == TOO_BIG {
@@ -180,8 +188,8 @@ impl Daemon {
         }
     }
 
-    /// A probe came by the tunnel: an answer to one of ours, or the peer's own. One that does not come from the peer's own
-    /// address is a pod's forgery.
+    /// A probe came by the tunnel: an answer to one of ours, or the peer's own. One from another address than we ask was
+    /// told before the tables knew of that.
     pub(super) fn take_probe(&mut self, event: &ProbeEvent) {
         let now = clock::now();
         let health = &mut self.prober.health;
@@ -266,6 +274,38 @@ impl Daemon {
             transport_since: report.as_ref().map(|report| age(report.since)),
             cause: report.map_or_else(|| unprobed().into(), |report| report.cause),
             pods: peer.pods.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ipnet::IpNet;
+
+    use super::*;
+    use crate::table::{Adjacency, Fib, Path, Rewrite};
+
+    #[test]
+    fn no_pod_says_what_becomes_of_probes() {
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let host = Adjacency::Forward(Path { port: PortId::HOST, rewrite: Rewrite::None, mtu: 1500 });
+        let pod = Adjacency::Forward(Path { port: PortId::FIRST_POD, rewrite: Rewrite::None, mtu: 1500 });
+        let tables = Tables {
+            fib: Fib::build([
+                (net("0.0.0.0/0"), host.clone()),
+                (net("10.1.1.0/24"), host),
+                (net("10.1.0.5/32"), pod.clone()),
+                (net("10.9.0.5/32"), pod),
+            ]),
+            pools: vec![net("10.1.0.0/16")],
+            ..Tables::default()
+        };
+        let destination = Ipv4Addr::new(10, 1, 1, 1);
+        let says = |offender| is_credible(&Refusal { destination, kind: (3, 1), mtu: 0, offender }, &tables);
+        assert!(says(None) && says(Some(destination)) && says(Some([172, 31, 0, 2].into())));
+        // Of the peer; of this node; of this node, with an address that no pool has any more.
+        for pod in [[10, 1, 1, 9], [10, 1, 0, 5], [10, 9, 0, 5]] {
+            assert!(!says(Some(pod.into())), "{pod:?}");
         }
     }
 }

@@ -18,6 +18,8 @@ use crate::wire::outer::Transport;
 use crate::wire::probe::Probe;
 
 const ECHO_REQUEST: u8 = 8;
+/// Where [`Probe::write`] puts the cookie.
+const COOKIE: usize = 38;
 /// Bytes that may wait in the socket: some hundred answers, or two of the largest.
 const BUFFER: usize = 256 << 10;
 /// How often a send is tried that errors of earlier ones may have failed.
@@ -119,10 +121,14 @@ impl Echo {
         })
     }
 
-    /// Whether an ICMP error quotes a request of ours, which has no options.
+    /// Whether an ICMP error quotes a request of ours, which has no options. Whoever quotes no more of it than he has to
+    /// (RFC 792) is asked for the identifier alone, which can be guessed; one who quotes the cookie has to know it.
     fn is_ours(&self, quote: &[u8]) -> bool {
-        let echo = quote.get(20..26);
-        echo.is_some_and(|echo| echo[0] == ECHO_REQUEST && echo[4..6] == identifier(self.cookie).to_be_bytes())
+        let Some(echo) = quote.get(20..26) else { return false };
+        let cookie = quote.get(COOKIE..COOKIE + 8);
+        echo[0] == ECHO_REQUEST
+            && echo[4..6] == identifier(self.cookie).to_be_bytes()
+            && cookie.is_none_or(|cookie| cookie == self.cookie.to_be_bytes())
     }
 }
 
@@ -145,4 +151,24 @@ fn answers_to(identifier: u16) -> [Instruction; 7] {
         line(0x06, u32::MAX),
         line(0x06, 0),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_that_quotes_the_cookie_quotes_all_of_it() {
+        let (cookie, socket) = (0x0123_4567_89ab_cdef, std::fs::File::open("/dev/null").expect("there").into());
+        let echo = Echo { socket, source: Ipv4Addr::new(10, 1, 0, 1), cookie };
+        let request = |cookie| {
+            let (source, destination) = (echo.source, Ipv4Addr::new(10, 1, 1, 1));
+            let asked = Transport::Ipip;
+            Probe { source, destination, reply: false, asked, cookie, sequence: 1, length: 100 }.write()
+        };
+        let (ours, guessed, other) = (request(cookie), request(0xcdef), request(1));
+        assert!(echo.is_ours(&ours[..64]) && echo.is_ours(&ours[..28]));
+        assert!(!echo.is_ours(&guessed[..64]), "it has the identifier alone");
+        assert!(!echo.is_ours(&other[..28]) && !echo.is_ours(&ours[..25]));
+    }
 }
