@@ -34,7 +34,8 @@ struct Open {
 }
 
 impl Echoes {
-    /// Closes the socket, unless it is wanted and sends from `source`.
+    /// Closes the socket when it is not wanted, or sends from another address than `source`: the next [`Echoes::send`] opens
+    /// one that does not.
     pub fn keep(&mut self, wanted: bool, source: Option<Ipv4Addr>) {
         self.0.take_if(|open| !wanted || Some(open.echo.source()) != source);
     }

@@ -5,6 +5,10 @@
 //! filter keeps those for our port, and of them the share of this queue. A stranger's flood costs what it costs the raw
 //! tunnel.
 //!
+//! What that costs everybody else's UDP: the kernel clones each datagram for the node once for each socket (the header, not
+//! the data; `raw_v4_input` in `net/ipv4/raw.c`), and runs its filter. So there is one socket for each worker and no more, at
+//! most four unless the config has more workers. A single socket would have one worker take all that comes by UDP.
+//!
 //! **The port** is held by an ordinary UDP socket that keeps nothing. It keeps the kernel from answering "port
 //! unreachable", and two programs from taking the same port (`tests/kernel/raw_socket_hears_udp.rs`).
 //!
