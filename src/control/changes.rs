@@ -41,7 +41,7 @@ impl Desired {
     pub(super) fn exchange(&mut self, before: &BTreeSet<Known>, after: &BTreeSet<Known>) {
         before.difference(after).for_each(|route| self.rib.remove(route));
         after.difference(before).for_each(|&route| self.rib.insert(route));
-        // What is no direct route matters where it lies in one.
+        // What is no direct route matters where it lies in one, or is used in its place.
         let mut different = before.symmetric_difference(after);
         self.changes.kernel |= different.any(|route| rib::leads_direct(route) || self.rib.is_in_direct(route.0));
         let prefixes = before.symmetric_difference(after).map(|&(prefix, _, _)| prefix).collect();

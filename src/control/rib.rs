@@ -82,10 +82,13 @@ impl Rib {
         })
     }
 
-    /// Whether a prefix lies in that of a direct route.
+    /// Whether a prefix is that of a direct route, used or not, or lies in it.
     pub fn is_in_direct(&self, prefix: IpNet) -> bool {
-        let direct = |around: IpNet| matches!(self.best(around), Some(NextHop::Direct(_)));
-        self.has_direct() && std::iter::successors(prefix.supernet(), IpNet::supernet).any(direct)
+        let direct = |around: IpNet| {
+            let first = (around, Source::Gateway, NextHop::Gateway);
+            self.routes.range(first..).take_while(|route| route.0 == around).any(leads_direct)
+        };
+        self.has_direct() && std::iter::successors(Some(prefix), IpNet::supernet).any(direct)
     }
 
     pub fn has_direct(&self) -> bool {
