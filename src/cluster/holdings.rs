@@ -41,6 +41,9 @@ pub struct Durable {
     /// long over.
     #[serde(default)]
     pub rewound: Option<Revision>,
+    /// Its memory was lost, and it has not heard yet what its pods had: what the store says is its, is.
+    #[serde(default)]
+    pub forgot: bool,
 }
 
 /// How full a range is.

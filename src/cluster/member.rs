@@ -244,6 +244,11 @@ impl Member {
         &self.durable
     }
 
+    /// This node, whose memory was lost, knows again what its pods had.
+    pub fn recollected(&mut self) {
+        self.durable.forgot = false;
+    }
+
     /// The copy of what every node follows.
     pub fn replica(&self) -> &Replica {
         &self.replica

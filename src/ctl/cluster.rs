@@ -164,7 +164,7 @@ fn steps(to: &Path, entries: usize) -> String {
     let to = to.display();
     format!(
         "{entries} entries are in the store that {to} names, read back and compared. What remains, on each node:\n\
-         \x20 1. put the [store] table of {to} into tapird.toml\n\
+         \x20 1. put the [store] table of {to} into tapird.toml, and remove every [[peer]]\n\
          \x20 2. tapird --check-config\n\
          \x20 3. systemctl restart tapird (pods keep running)\n\
          Then, on any of them: tapirctl nodes, tapirctl ipam check.\n\

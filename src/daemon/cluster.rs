@@ -64,8 +64,6 @@ pub(super) struct Cluster {
     pub asking: bool,
     /// Until then nothing is read again, since boot.
     pub ask_again: Duration,
-    /// This node's memory was lost, and it has not heard yet what its pods had.
-    pub amnesic: bool,
     /// What is on disk of the copy, and since when.
     kept: (u64, Duration),
     keeping: bool,
@@ -76,7 +74,7 @@ pub(super) struct Cluster {
 type Given = (Vec<IpNet>, BTreeSet<IpAddr>, Vec<IpNet>);
 
 impl Cluster {
-    pub fn new(member: Member, session: Session, embedded: Option<Embedded>, amnesic: bool, now: Duration) -> Self {
+    pub fn new(member: Member, session: Session, embedded: Option<Embedded>, now: Duration) -> Self {
         Self {
             member,
             session,
@@ -89,7 +87,6 @@ impl Cluster {
             given: None,
             asking: false,
             ask_again: Duration::ZERO,
-            amnesic,
             kept: (0, Duration::ZERO),
             keeping: false,
             verbs: Verbs::default(),
@@ -122,7 +119,8 @@ impl Cluster {
 
     /// Whether the store is still to say what there is: it was just asked, or has no pools, which somebody is writing.
     pub fn is_unheard(&self) -> bool {
-        let asked = !self.member.is_connected() || self.amnesic || self.member.replica().pools().is_empty();
+        let asked =
+            !self.member.is_connected() || self.member.durable().forgot || self.member.replica().pools().is_empty();
         asked && self.down.is_none()
     }
 
@@ -243,7 +241,7 @@ impl Daemon {
     /// Takes over which addresses may be given out.
     fn follow_ranges(&mut self) {
         let member = &self.cluster.member;
-        let ranges = if self.cluster.amnesic { Vec::new() } else { member.ranges() };
+        let ranges = if self.cluster.member.durable().forgot { Vec::new() } else { member.ranges() };
         let pools = member.replica().pools();
         let reserved: Vec<IpNet> = pools.values().flat_map(|known| known.record.reserved.iter().copied()).collect();
         let given = (ranges, member.withheld().collect(), reserved);
@@ -296,7 +294,7 @@ impl Daemon {
         Holdings {
             fill: self.ipam.fill(now, SPARE),
             own: self.ipam.own().iter().copied().collect(),
-            usage: (!self.cluster.amnesic).then(|| self.usage()),
+            usage: (!self.cluster.member.durable().forgot).then(|| self.usage()),
             reachable: leaving.filter(|name| self.answers(name)).cloned().collect(),
         }
     }

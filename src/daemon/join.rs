@@ -33,7 +33,6 @@ pub(super) fn join(
     config: &Config,
     me: Identity,
     mut durable: Durable,
-    fresh: bool,
     store: &Store,
 ) -> Result<(Cluster, mpsc::Receiver<Update>), DaemonError> {
     let now = clock::now();
@@ -43,6 +42,7 @@ pub(super) fn join(
     let (member, session, updates, embedded) = match config.store.kind {
         StoreKind::Embedded => {
             embedded::own(config, &mut durable);
+            durable.forgot = false;
             let memory = embedded::memory(config, &me, &durable);
             let (entries, revision) = (memory.list(&Kind::WATCHED).entries, memory.revision());
             let embedded = Embedded::new(memory);
@@ -55,13 +55,13 @@ pub(super) fn join(
             let etcd = Etcd::new(config.store.etcd()).map_err(DaemonError::Cluster)?;
             let (session, updates) = Session::start(etcd);
             let (entries, revision) = remembered(store);
-            let mut member = Member::new(me, policy, durable, fresh, seed);
+            let forgot = durable.forgot;
+            let mut member = Member::new(me, policy, durable, forgot, seed);
             member.remember(entries, revision);
             (member, session, updates, None)
         }
     };
-    let amnesic = fresh && embedded.is_none();
-    let cluster = Cluster::new(member, session, embedded, amnesic, now);
+    let cluster = Cluster::new(member, session, embedded, now);
     cluster.announce(&name);
     Ok((cluster, updates))
 }

@@ -29,7 +29,7 @@ impl Daemon {
         if self.cluster.asking || now < self.cluster.ask_again || !self.cluster.member.is_connected() {
             return;
         }
-        let (what, kind) = if self.cluster.amnesic {
+        let (what, kind) = if self.cluster.member.durable().forgot {
             (Reading::Usage, Kind::Usage)
         } else if self.cluster.member.asks_who_is_alive(now) {
             (Reading::Alive, Kind::Alive)
@@ -67,7 +67,7 @@ impl Daemon {
             // Some pod may have it that this node does not find.
             self.ipam.restore_freed(Freed { address, at: now });
         }
-        self.cluster.amnesic = false;
+        self.cluster.member.recollected();
         self.dirty = true;
         self.note("usage", Vec::new());
     }

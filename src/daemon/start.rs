@@ -49,8 +49,6 @@ struct Recovered {
     freed: Vec<Freed>,
     own: Vec<IpAddr>,
     durable: Durable,
-    /// Nothing is remembered.
-    fresh: bool,
 }
 
 /// Starts everything; the daemon is ready when this returns.
@@ -72,11 +70,11 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
 
     let recovered = recover(&store, &boot, &config, started)?;
     let queued = read_queue(&config.node.socket);
-    let Recovered { own, durable, fresh, .. } = recovered.clone();
+    let Recovered { own, durable, .. } = recovered.clone();
     let (settled, freed) = settle(recovered, &queued, store.instance(), worker::queues(count), started);
     let ipam = assign(&config, &settled, &freed, &own, path)?;
     let me = join::identity(&config, &underlay, store.instance());
-    let (cluster, updates) = join::join(&config, me, durable, fresh, &store)?;
+    let (cluster, updates) = join::join(&config, me, durable, &store)?;
 
     let publisher = Publisher::default();
     let untold = Arc::default();
@@ -171,7 +169,7 @@ fn recover(store: &Store, boot: &str, config: &Config, now: Duration) -> Result<
                 Freed { address: freed.address, at: Duration::from_millis(freed.at_ms).min(now) }
             });
             let State { attachments, own, cluster, .. } = state;
-            Ok(Recovered { freed: freed.collect(), records: attachments, own, durable: cluster, fresh: false })
+            Ok(Recovered { freed: freed.collect(), records: attachments, own, durable: cluster })
         }
         Found::State(state) => {
             let count = state.attachments.len();
@@ -180,7 +178,7 @@ fn recover(store: &Store, boot: &str, config: &Config, now: Duration) -> Result<
             // What had been freed before the boot may not have cooled yet.
             let addresses = addresses.chain(state.freed.iter().map(|freed| freed.address));
             let freed = addresses.map(|address| Freed { address, at: now }).collect();
-            Ok(Recovered { records: Vec::new(), freed, own: state.own, durable: state.cluster, fresh: false })
+            Ok(Recovered { records: Vec::new(), freed, own: state.own, durable: state.cluster })
         }
         Found::SetAside { path, damage } => {
             let folder = config.node.state_dir.display();
@@ -230,7 +228,8 @@ fn rebuild(instance: &str, config: &Config) -> Recovered {
             delegated,
         });
     }
-    Recovered { records, fresh: true, ..Recovered::default() }
+    let durable = Durable { forgot: true, ..Durable::default() };
+    Recovered { records, durable, ..Recovered::default() }
 }
 
 /// The queued DELs and their files.

@@ -241,3 +241,22 @@ fn what_is_of_another_boot_is_forgotten() {
     assert!(node.endpoints().is_empty());
     assert!(addresses.iter().all(|address| node.ipam().cooling.contains(address)));
 }
+
+#[test]
+fn a_node_that_has_forgotten_everything_knows_so_after_a_restart() {
+    if !privileged() {
+        return;
+    }
+    // Nobody listens there: what the node's pods had can't be read.
+    let store =
+        "[network]\npools = [\"10.244.0.0/16\"]\n[store]\nkind = \"etcd\"\nendpoints = [\"http://127.0.0.1:1\"]\n";
+    let mut node = Node::start(store);
+    for _ in 0..2 {
+        node.kill();
+        let store = Store::open(&node.state_dir()).unwrap();
+        let Found::State(state) = store.load(SystemTime::now()).unwrap() else { panic!("there is a state") };
+        assert!(state.cluster.forgot);
+        drop(store);
+        node.restart();
+    }
+}
