@@ -208,24 +208,27 @@ fn iperf3_runs_tcp_and_udp_on_every_path() {
     for server in ["n1-p2", "n2-p2"] {
         for address in both(&lab, server) {
             for options in ["-C cubic -P 4", "-C cubic -R", "-C cubic --bidir", "-u -b 5M -l 1000"] {
-                // A server of its own for each: one that has just served may still be busy.
-                let mut listening =
-                    Background::start(lab.at(server, "iperf3").args(["-s", "--one-off", "--forceflush"]));
-                listening.wait_for("Server listening", Duration::from_secs(5));
-                let command = format!("iperf3 -c {address} -t 1 --connect-timeout 3000 -J {options}");
-                let report: serde_json::Value =
-                    serde_json::from_str(&lab.check("n1-p1", &command)).expect("iperf3 prints JSON");
-                let udp = options.starts_with("-u");
-                let sum = &report["end"][if udp { "sum" } else { "sum_received" }];
-                let bits = sum["bits_per_second"].as_f64().unwrap_or_else(|| panic!("{command}: {report:#}"));
-                assert!(bits > 1e6, "{command}: {bits} bit/s");
-                if udp {
-                    let lost = sum["lost_percent"].as_f64().expect("a share");
-                    assert!(lost < 20.0, "{command}: {lost} % lost");
-                }
+                // Where others have the cores, one direction may get nowhere for the better part of a second. What does
+                // not work gets nowhere in five either.
+                let run = |seconds| iperf3(&lab, server, &format!("{address} -t {seconds} {options}"));
+                run(1).or_else(|_| run(5)).unwrap_or_else(|problem| panic!("{problem}"));
             }
         }
     }
+}
+
+/// Sends from the first pod to `server`. The error tells that next to nothing arrived.
+fn iperf3(lab: &Lab, server: &str, options: &str) -> Result<(), String> {
+    // A server of its own for each: one that has just served may still be busy.
+    let mut listening = Background::start(lab.at(server, "iperf3").args(["-s", "--one-off", "--forceflush"]));
+    listening.wait_for("Server listening", Duration::from_secs(5));
+    let command = format!("iperf3 --connect-timeout 3000 -J -c {options}");
+    let report: serde_json::Value = serde_json::from_str(&lab.check("n1-p1", &command)).expect("iperf3 prints JSON");
+    let udp = options.contains(" -u ");
+    let sum = &report["end"][if udp { "sum" } else { "sum_received" }];
+    let bits = sum["bits_per_second"].as_f64().ok_or_else(|| format!("{command}: {report:#}"))?;
+    let lost = if udp { sum["lost_percent"].as_f64().expect("a share") } else { 0.0 };
+    if bits > 1e6 && lost < 20.0 { Ok(()) } else { Err(format!("{command}: {bits} bit/s, {lost} % lost")) }
 }
 
 #[test]
