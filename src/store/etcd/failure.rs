@@ -113,8 +113,9 @@ impl Asked<'_> {
         let mut reason = last(chain);
         let hung_up = HUNG_UP.iter().any(|words| reason.contains(words));
         if hung_up && !connecting && endpoint.starts_with("https://") {
-            // The alert is lost when the server closes before it is read.
-            reason += "; if that stays so, the server may want another client certificate (store.cert, store.key)";
+            // The alert is lost when the server closes before it is read, and so is what one without TLS says.
+            reason += "; if that stays so, is its URL http://? Or the server may want another client certificate (store.cert, \
+                       store.key)";
         }
         let error = StoreError::Unreachable { endpoint, reason };
         Failure { maybe_done: !connecting, elsewhere: true, ..Failure::certain(error) }
@@ -176,8 +177,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_that_hangs_up_may_want_another_certificate() {
-        let hint = "the server may want another client certificate (store.cert, store.key)";
+    fn a_server_that_hangs_up_may_want_no_tls_or_another_certificate() {
+        let hint = "is its URL http://? Or the server may want another client certificate (store.cert, store.key)";
         let hints = |endpoint: &str, chain: &str| {
             let asked = Asked { endpoint, action: "list", username: "", prefix: "/tapir/v1" };
             asked.broken(chain).error.to_string().ends_with(hint)
