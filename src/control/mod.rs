@@ -352,10 +352,7 @@ impl Desired {
 
     /// The node's own IPv4 address among its pods: that of `tapir0`.
     pub fn own_v4(&self) -> Option<Ipv4Addr> {
-        self.topology.own.iter().find_map(|address| match address {
-            IpAddr::V4(address) => Some(*address),
-            IpAddr::V6(_) => None,
-        })
+        network::first_v4(&self.topology.own)
     }
 
     /// The node's own IPv6 address among its pods.

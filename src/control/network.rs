@@ -53,11 +53,16 @@ pub struct Peer {
 impl Peer {
     /// Its own IPv4 address among its pods, which is probed.
     pub fn own_v4(&self) -> Option<Ipv4Addr> {
-        self.own.iter().find_map(|address| match address {
-            IpAddr::V4(address) => Some(*address),
-            IpAddr::V6(_) => None,
-        })
+        first_v4(&self.own)
     }
+}
+
+/// The first IPv4 address of a node's own: it asks and is asked by that one.
+pub(super) fn first_v4(own: &[IpAddr]) -> Option<Ipv4Addr> {
+    own.iter().find_map(|address| match address {
+        IpAddr::V4(address) => Some(*address),
+        IpAddr::V6(_) => None,
+    })
 }
 
 /// The network between nodes, as this node sees it.

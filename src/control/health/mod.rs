@@ -42,6 +42,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use super::network::first_v4;
 use crate::table::Transport;
 use peer::{Peer, Rules};
 
@@ -210,14 +211,8 @@ impl Health {
     /// The peers as they are. One whose address to probe has changed, or how it is reached, is another, and packets to it
     /// take IPIP until it is known better.
     pub fn sync<'a>(&mut self, nodes: impl IntoIterator<Item = Node<'a>>, now: Duration) {
-        let target = |own: &[IpAddr]| {
-            own.iter().find_map(|address| match address {
-                IpAddr::V4(address) => Some(*address),
-                IpAddr::V6(_) => None,
-            })
-        };
         let wanted: BTreeMap<Ipv4Addr, (Option<Ipv4Addr>, Reach)> =
-            nodes.into_iter().map(|node| (node.address, (target(node.own), node.reach))).collect();
+            nodes.into_iter().map(|node| (node.address, (first_v4(node.own), node.reach))).collect();
         let is_gone = |(address, peer): (&Ipv4Addr, &Peer)| {
             (wanted.get(address) != Some(&(peer.target(), peer.reach()))).then_some(*address)
         };
