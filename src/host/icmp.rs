@@ -15,11 +15,9 @@ use crate::sys::filter::Instruction;
 use crate::sys::raw::{self, Cause};
 use crate::wire::header::protocol;
 use crate::wire::outer::Transport;
-use crate::wire::probe::Probe;
+use crate::wire::probe::{COOKIE, Probe};
 
 const ECHO_REQUEST: u8 = 8;
-/// Where [`Probe::write`] puts the cookie.
-const COOKIE: usize = 38;
 /// Bytes that may wait in the socket: some hundred answers, or two of the largest.
 const BUFFER: usize = 256 << 10;
 /// How often a send is tried that errors of earlier ones may have failed.

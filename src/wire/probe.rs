@@ -14,6 +14,9 @@ use super::outer::{self, Transport};
 /// The shortest probe, from its inner IPv4 header on.
 pub const LEAST_LENGTH: u16 = (ICMP + 8 + PAYLOAD) as u16;
 
+/// Where the cookie is, from the inner IPv4 header on.
+pub const COOKIE: usize = ICMP + 18;
+
 /// Where the ICMP header is: no options in front.
 const ICMP: usize = 20;
 /// What is read of the payload.
@@ -92,8 +95,8 @@ impl Probe {
         icmp[6..8].copy_from_slice(&self.sequence.to_be_bytes());
         icmp[8..16].copy_from_slice(&MAGIC);
         icmp[16..18].copy_from_slice(&[VERSION, number(self.asked)]);
-        icmp[18..26].copy_from_slice(&self.cookie.to_be_bytes());
         icmp[26..28].copy_from_slice(&self.sequence.to_be_bytes());
+        packet[COOKIE..COOKIE + 8].copy_from_slice(&self.cookie.to_be_bytes());
         set_checksums(&mut packet);
         packet
     }
