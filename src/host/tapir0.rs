@@ -2,7 +2,8 @@
 //!
 //! A persistent TUN in the host's namespace, with the node's own pod addresses and a route for every pool. It stays
 //! when the daemon stops, so that the host's sockets survive a restart; [`uninstall`] removes it, and its addresses
-//! and routes with it, and leaves `net.ipv4.ip_forward` as it is. [`reconcile`] makes it what it should be, whatever it is, and leaves alone what is right.
+//! and routes with it, and leaves `net.ipv4.ip_forward` as it is. [`reconcile`] makes it what it should be, whatever it
+//! is, and leaves alone what is right.
 
 use std::io;
 use std::net::IpAddr;
