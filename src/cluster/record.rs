@@ -176,7 +176,7 @@ pub struct Alive {
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn read<'a, T: Deserialize<'a>>(value: &'a str) -> Result<T, String> {
+pub fn read<'a, T: Deserialize<'a>>(value: &'a str) -> Result<T, String> {
     serde_json::from_str(value).map_err(|error| error.to_string())
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Daemon;
 use super::attachment::Outcome;
-use crate::cluster::record::Usage;
+use crate::cluster::record::{self, Usage};
 use crate::cluster::{Entry, Kind};
 use crate::control::ipam::Freed;
 use crate::host::clock;
@@ -88,11 +88,11 @@ impl Daemon {
 /// What a node last told of its pods: nothing, if it never did. The error is why that can't be known.
 fn told(name: &str, entries: &[Entry]) -> Result<Usage, String> {
     let Some(entry) = entries.iter().find(|entry| entry.key.name == name) else { return Ok(Usage::default()) };
-    serde_json::from_str(&entry.value).map_err(|problem| {
+    record::read(&entry.value).map_err(|problem| {
         let key = &entry.key;
         format!(
-            "{key} can't be read: {problem}; no pod gets an address before what this node's pods had is known: if \
-                 none of them runs any more, remove {key} from the store"
+            "{key} can't be read: {problem}; no pod gets an address before what this node's pods had is known: if none of \
+             them runs any more, remove {key} from the store"
         )
     })
 }
