@@ -344,8 +344,8 @@ impl Member {
 
     /// A block that is nobody's. Every node begins to look at another place, so that few meet.
     pub(super) fn choose(&self, ipv6: bool) -> Option<IpNet> {
-        let open = self.usable_pools(ipv6).filter(|(prefix, _)| !self.is_full(*prefix));
-        open.into_iter().find_map(|(prefix, pool)| {
+        let mut open = self.usable_pools(ipv6).filter(|(prefix, _)| !self.is_full(*prefix));
+        open.find_map(|(prefix, pool)| {
             let bits = u32::from(pool.block_size - prefix.prefix_len());
             let count = 1_u128.checked_shl(bits).unwrap_or(u128::MAX);
             let mut hasher = DefaultHasher::new();
