@@ -88,7 +88,7 @@ fn member() -> Member {
         version: "1".into(),
         labels: BTreeMap::new(),
     };
-    Member::new(me, Policy::default(), Durable::default(), false, 1)
+    Member::new(me, Policy::default(), Durable::default(), 1)
 }
 
 fn desired() -> Desired {

@@ -89,7 +89,7 @@ pub struct Member {
     busy: BTreeMap<Key, Busy>,
     /// The store is there, and was read.
     pub(super) connected: bool,
-    /// This node's own memory was lost: what the store says is its, is.
+    /// This node's own memory was lost, and it has not looked yet what the store says is its: that is.
     pub(super) fresh: bool,
     told: Duration,
     seed: u64,
@@ -97,10 +97,10 @@ pub struct Member {
 }
 
 impl Member {
-    /// A node that has not heard of the store yet. `fresh`: it remembers nothing, as after the loss of its disk. `seed`
-    /// is another number each time.
-    pub fn new(me: Identity, policy: Policy, durable: Durable, fresh: bool, seed: u64) -> Self {
+    /// A node that has not heard of the store yet. `seed` is another number each time.
+    pub fn new(me: Identity, policy: Policy, durable: Durable, seed: u64) -> Self {
         Self {
+            fresh: durable.forgot,
             me,
             replica: Replica::new(policy.trusting),
             policy,
@@ -122,7 +122,6 @@ impl Member {
             lost: Vec::new(),
             busy: BTreeMap::new(),
             connected: false,
-            fresh,
             told: Duration::ZERO,
             seed,
             claims: 0,
@@ -390,9 +389,10 @@ impl Member {
         let more = more.map(|prefix| format!("{prefix} is a pool of the store, and not of the config"));
         let other = configured.iter().filter_map(|(prefix, pool)| match pools.get(prefix) {
             None => Some(format!("{prefix} is a pool of the config, and not of the store")),
-            Some(known) => Some(known.record.differences(pool).join(", "))
-                .filter(|differences| !differences.is_empty())
-                .map(|differences| format!("of {prefix} the store says otherwise: {differences}")),
+            Some(known) if known.record == **pool => None,
+            Some(known) => {
+                Some(format!("of {prefix} the store says otherwise: {}", known.record.differences(pool).join(", ")))
+            }
         });
         let counts = |problem| format!("network.pools: {problem}; the store's pools count");
         more.chain(other).map(counts).collect()

@@ -70,7 +70,7 @@ impl Lab {
         };
         let mut policy = Policy::default();
         change(&mut me, &mut policy);
-        let mut member = Member::new(me, policy, Durable::default(), true, index as u64);
+        let mut member = Member::new(me, policy, Durable { forgot: true, ..Durable::default() }, index as u64);
         let listing = self.store.list(&Kind::WATCHED);
         member.listed(listing.entries, listing.revision, false, self.now);
         member.announced(None);

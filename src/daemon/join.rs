@@ -47,7 +47,7 @@ pub(super) fn join(
             let (entries, revision) = (memory.list(&Kind::WATCHED).entries, memory.revision());
             let embedded = Embedded::new(memory);
             let (session, updates) = Session::start(embedded.clone());
-            let mut member = Member::new(me, policy, durable, false, seed);
+            let mut member = Member::new(me, policy, durable, seed);
             member.remember(entries, revision);
             (member, session, updates, Some(embedded))
         }
@@ -55,8 +55,7 @@ pub(super) fn join(
             let etcd = Etcd::new(config.store.etcd()).map_err(DaemonError::Cluster)?;
             let (session, updates) = Session::start(etcd);
             let (entries, revision) = remembered(store);
-            let forgot = durable.forgot;
-            let mut member = Member::new(me, policy, durable, forgot, seed);
+            let mut member = Member::new(me, policy, durable, seed);
             member.remember(entries, revision);
             (member, session, updates, None)
         }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use tapir::cluster::record::{Encapsulation, Pool};
-use tapir::cluster::{Identity, Member, Policy};
+use tapir::cluster::{Durable, Identity, Member, Policy};
 
 use crate::daemon::{Copy, Daemon, Disk};
 use crate::random::Random;
@@ -123,8 +123,10 @@ impl Machine {
     pub fn start(&mut self, seed: u64, now: Duration) {
         self.epoch += 1;
         self.off = false;
-        let fresh = !self.disk.exists;
-        let member = Member::new(self.identity.clone(), self.policy.clone(), self.disk.durable.clone(), fresh, seed);
+        let durable = Durable { forgot: !self.disk.exists, ..self.disk.durable.clone() };
+        let mut member = Member::new(self.identity.clone(), self.policy.clone(), durable, seed);
+        // What a node last told of its pods is not simulated.
+        member.recollected();
         let pods = self.pods.keys().copied().collect();
         self.daemon = Some(Daemon::start(member, &self.disk, &self.copy, self.boot, &pods, self.clock(now)));
     }

@@ -254,7 +254,7 @@ impl World {
     pub fn remember(&mut self, node: usize) {
         let machine = &self.machines[node];
         let durable = machine.disk.durable.clone();
-        let member = Member::new(machine.identity.clone(), machine.policy.clone(), durable, false, 0);
+        let member = Member::new(machine.identity.clone(), machine.policy.clone(), durable, 0);
         let withheld = member.withheld().collect();
         self.ledger.restarted(node);
         // Nothing was sent that is not on disk: it can't stand against anybody else's.
