@@ -74,6 +74,24 @@ reasons! {
     ForeignSource = "foreign_source", "Bind to the address of tapir0, or leave the source to the kernel.";
     /// No route, or a route that says so: inside the pools, but nobody has the address.
     NoRoute = "no_route", "Nobody has the destination: is the pod gone, or a peer missing from the config?";
+    /// A service without endpoints, or an address of `network.service_cidrs` that is no service's; answered with port unreachable.
+    NoEndpoint = "no_endpoint", "tapirctl services: the service has no ready endpoint, or there is none at that address and port.";
+    /// A service with traffic policy Local that has endpoints, but none on this node.
+    NoLocalEndpoint = "no_local_endpoint", "The service's traffic policy is Local, and none of its endpoints is on this node.";
+    /// A client that `loadBalancerSourceRanges` does not name.
+    SourceRange = "source_range", "The service's loadBalancerSourceRanges don't have the client.";
+    /// A later fragment of a packet to a service, or from behind a translation, whose first was not seen.
+    UntrackedFragment = "untracked_fragment", "Fragments that overtake the first can't be translated; let the sender keep to the path's MTU.";
+    /// For the node's own translated sources, and no connection of anybody's.
+    NoConnection = "no_connection", "Somebody outside sends to a port that is reserved for translation, or a connection was forgotten.";
+    /// The pod, or whoever else, has as many connections as it may.
+    FlowLimit = "flow_limit", "tapirctl flows --pod tells what the pod has open; network.flows_per_pod is the limit.";
+    /// The table of connections is full.
+    FlowTableFull = "flow_table_full", "Raise network.flows.";
+    /// No port is left to translate the source to.
+    NoPort = "no_port", "Widen network.nat_ports, or use fewer connections to one destination.";
+    /// The pod sends or gets more than its bandwidth.
+    Bandwidth = "bandwidth", "The pod's bandwidth limit; the sender should slow down.";
     /// TTL or hop limit used up; answered with Time Exceeded.
     TtlExpired = "ttl_expired", "Normal under traceroute; otherwise a routing loop.";
     /// Larger than the way on, and may not be fragmented; answered with the MTU.

@@ -77,6 +77,40 @@ pub struct Add {
     /// The MAC that the runtime wants (`runtimeConfig.mac`).
     #[serde(default)]
     pub mac: Option<String>,
+    /// Ports of the node that lead to the pod (`runtimeConfig.portMappings`).
+    #[serde(default)]
+    pub host_ports: Vec<HostPort>,
+    /// How fast the pod may send and get (`runtimeConfig.bandwidth`).
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
+}
+
+/// A port of the node that leads to a pod (CNI conventions, `portMappings`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct HostPort {
+    /// Of which of the node's addresses (`hostIP`); none: of all, of the pod's families.
+    #[serde(default)]
+    pub address: Option<IpAddr>,
+    /// TCP 6, UDP 17 or SCTP 132 (IANA).
+    pub protocol: u8,
+    /// The node's port (`hostPort`), not 0.
+    pub port: u16,
+    /// The pod's port (`containerPort`), not 0.
+    pub target: u16,
+}
+
+/// How fast a pod may send and get (CNI conventions, `bandwidth`). A rate of 0 is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Bandwidth {
+    /// To the pod, in bits a second (`ingressRate`).
+    pub ingress_rate: u64,
+    /// What may come at once, in bits (`ingressBurst`).
+    pub ingress_burst: u64,
+    /// From the pod, in bits a second (`egressRate`).
+    pub egress_rate: u64,
+    /// What may be sent at once, in bits (`egressBurst`).
+    pub egress_burst: u64,
 }
 
 /// How the plugin has to wire the interface.

@@ -30,6 +30,9 @@ pub fn compile(desired: &Desired) -> Tables {
         node: Some(desired.underlay().address),
         router_v4: desired.own_v4(),
         router_v6: desired.own_v6(),
+        host: desired.host.clone(),
+        nat: desired.nat.clone(),
+        ..Tables::default()
     }
 }
 
@@ -61,6 +64,9 @@ pub fn update(tables: &Tables, desired: &Desired, changes: &Changes) -> Tables {
         node: tables.node,
         router_v4: desired.own_v4(),
         router_v6: desired.own_v6(),
+        host: desired.host.clone(),
+        services: tables.services.clone(),
+        nat: desired.nat.clone(),
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use tapir_cni::protocol::{AttachmentId, PodRef};
+use tapir_cni::protocol::{AttachmentId, Bandwidth, HostPort, PodRef};
 
 use crate::table::{Mac, PortId};
 
@@ -26,6 +26,10 @@ pub struct Endpoint {
     pub addresses: Vec<IpAddr>,
     /// Its device's MTU.
     pub mtu: u16,
+    /// Ports of the node that lead to it.
+    pub host_ports: Vec<HostPort>,
+    /// How fast it may send and get.
+    pub bandwidth: Bandwidth,
 }
 
 impl Endpoint {

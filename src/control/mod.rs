@@ -21,12 +21,13 @@ pub mod rib;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use tapir_cni::protocol::AttachmentId;
 
-use crate::table::{PortId, Transport};
+use crate::table::{Nat, PortId, Transport};
 use crate::wire::outer::MIN_PATH_MTU;
 use rib::Rib;
 
@@ -71,6 +72,10 @@ pub enum Event {
     },
     /// The underlay was looked at.
     Underlay(Underlay),
+    /// The addresses of the host itself, its loopback's too.
+    HostAddresses(Vec<IpAddr>),
+    /// Source translation in the forwarder; none when the host does it, or nobody.
+    Nat(Option<Nat>),
     /// A pod's queues are open. Replaces an endpoint of the same attachment.
     Attached(Endpoint),
     /// A pod is gone, or its queues are.
@@ -116,6 +121,9 @@ pub struct Desired {
     ports: BTreeMap<PortId, BTreeSet<AttachmentId>>,
     /// Of addresses, too. They expire by themselves.
     path_mtus: BTreeMap<Ipv4Addr, PathMtu>,
+    /// Sorted.
+    host: Vec<IpAddr>,
+    nat: Option<Arc<Nat>>,
     /// What follows from all that.
     rib: Rib,
     changes: Changes,
@@ -133,6 +141,8 @@ impl Desired {
             endpoints: BTreeMap::new(),
             ports: BTreeMap::new(),
             path_mtus: BTreeMap::new(),
+            host: Vec::new(),
+            nat: None,
             rib: Rib::default(),
             changes: Changes::default(),
         };
@@ -151,6 +161,24 @@ impl Desired {
                 let changed = self.underlay != underlay;
                 if changed {
                     self.underlay = underlay;
+                    self.change_all();
+                }
+                changed
+            }
+            Event::HostAddresses(mut host) => {
+                host.sort_unstable();
+                host.dedup();
+                let changed = self.host != host;
+                if changed {
+                    self.host = host;
+                    self.change_all();
+                }
+                changed
+            }
+            Event::Nat(nat) => {
+                let changed = self.nat.as_deref() != nat.as_ref();
+                if changed {
+                    self.nat = nat.map(Arc::new);
                     self.change_all();
                 }
                 changed
@@ -348,6 +376,11 @@ impl Desired {
     /// The largest packet that leaves by the underlay as it is.
     pub fn direct_mtu(&self) -> u16 {
         u16::try_from(self.underlay.mtu).unwrap_or(u16::MAX)
+    }
+
+    /// The addresses of the host itself, sorted.
+    pub fn host(&self) -> &[IpAddr] {
+        &self.host
     }
 
     /// The node's own IPv4 address among its pods: that of `tapir0`.

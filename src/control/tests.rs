@@ -1,6 +1,6 @@
 use ipnet::Ipv4Net;
 use proptest::prelude::*;
-use tapir_cni::protocol::PodRef;
+use tapir_cni::protocol::{Bandwidth, PodRef};
 
 use super::health::{Config, Decision, Health, Node, Reach};
 use super::rib::{NextHop, Source};
@@ -50,6 +50,8 @@ fn endpoint(number: u8) -> Endpoint {
         mac: [2, 0, 0, 0, 0, number],
         addresses: vec![[10, 244, 0, number + 2].into(), format!("fd00:0:0:1::{:x}", number + 2).parse().unwrap()],
         mtu: 1480,
+        host_ports: Vec::new(),
+        bandwidth: Bandwidth::default(),
     }
 }
 

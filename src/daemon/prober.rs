@@ -44,6 +44,8 @@ impl Prober {
         self.stale |= match event {
             Event::Topology(_) | Event::Peer(_) | Event::PeerGone(_) | Event::Underlay(_) => true,
             Event::Transport { .. }
+            | Event::HostAddresses(_)
+            | Event::Nat(_)
             | Event::Attached(_)
             | Event::Detached(_)
             | Event::PacketTooBig { .. }

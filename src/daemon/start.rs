@@ -226,6 +226,8 @@ fn rebuild(instance: &str, config: &Config) -> Recovered {
             mtu: found.mtu,
             phase: Phase::Attached,
             delegated,
+            host_ports: Vec::new(),
+            bandwidth: Default::default(),
         });
     }
     let durable = Durable { forgot: true, ..Durable::default() };

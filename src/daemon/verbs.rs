@@ -220,6 +220,8 @@ impl Daemon {
             mtu,
             phase: Phase::Pending,
             delegated: add.delegated,
+            host_ports: add.host_ports.clone(),
+            bandwidth: add.bandwidth,
         })
     }
 

@@ -321,7 +321,7 @@ fn checksum(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tapir_cni::protocol::{AttachmentId, PodRef};
+    use tapir_cni::protocol::{AttachmentId, Bandwidth, HostPort, PodRef};
 
     use super::super::{FreedRecord, Phase, Record};
     use super::*;
@@ -339,6 +339,8 @@ mod tests {
             mtu: 1480,
             phase: Phase::Attached,
             delegated: false,
+            host_ports: vec![HostPort { address: None, protocol: 6, port: 8080, target: 80 }],
+            bandwidth: Bandwidth { egress_rate: 1_000_000, ..Bandwidth::default() },
         }
     }
 

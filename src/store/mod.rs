@@ -24,7 +24,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
-use tapir_cni::protocol::{AttachmentId, PodRef};
+use tapir_cni::protocol::{AttachmentId, Bandwidth, HostPort, PodRef};
 
 use crate::cluster::Durable;
 use crate::control::{Endpoint, Namespace};
@@ -71,6 +71,12 @@ pub struct Record {
     /// Another IPAM plugin has chosen the addresses.
     #[serde(default)]
     pub delegated: bool,
+    /// Ports of the node that lead to it.
+    #[serde(default)]
+    pub host_ports: Vec<HostPort>,
+    /// How fast it may send and get.
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
 }
 
 impl Record {
@@ -83,6 +89,8 @@ impl Record {
             mac: self.mac,
             addresses: self.addresses.clone(),
             mtu: self.mtu,
+            host_ports: self.host_ports.clone(),
+            bandwidth: self.bandwidth,
         }
     }
 }

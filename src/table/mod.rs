@@ -6,19 +6,26 @@
 mod adjacency;
 mod edit;
 mod fib;
+mod maglev;
+mod nat;
 mod port;
 mod publisher;
 mod routes;
+pub mod service;
 mod trie;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net};
 
 pub use adjacency::{Adjacency, Path, Rewrite, Transport};
 pub use fib::Fib;
+pub use maglev::Choice;
+pub use nat::{Mapping, Nat};
 pub use port::{Mac, Port, PortId, PortKind};
 pub use publisher::Publisher;
+pub use service::Services;
 
 /// The MAC of every pod's every neighbour (Calico's choice, kept: see `docs/decisions/`).
 pub const GATEWAY_MAC: Mac = [0xee; 6];
@@ -56,6 +63,12 @@ pub struct Tables {
     pub router_v4: Option<Ipv4Addr>,
     /// What ICMPv6 errors come from.
     pub router_v6: Option<Ipv6Addr>,
+    /// Addresses of the host itself, its loopback's too. Sorted.
+    pub host: Vec<IpAddr>,
+    /// Addresses that stand for others.
+    pub services: Arc<Services>,
+    /// Source translation; none when the host does it, or nobody.
+    pub nat: Option<Arc<Nat>>,
 }
 
 impl Tables {
@@ -85,6 +98,18 @@ impl Tables {
     pub fn is_on_underlay(&self, address: IpAddr) -> bool {
         let is_behind_host = matches!(self.lookup(address), Adjacency::Forward(path) if path.port == PortId::HOST);
         is_behind_host && (self.is_router(address) || !self.pools.iter().any(|pool| pool.contains(&address)))
+    }
+
+    /// Whether it is an address of the host itself.
+    #[inline]
+    pub fn is_host(&self, address: IpAddr) -> bool {
+        self.host.binary_search(&address).is_ok()
+    }
+
+    /// Whether some pod of some node may have it.
+    #[inline]
+    pub fn is_in_pools(&self, address: IpAddr) -> bool {
+        self.pools.iter().any(|pool| pool.contains(&address))
     }
 
     /// Whether it is this node's own among its pods.

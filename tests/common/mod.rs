@@ -15,7 +15,7 @@ use tapir::io::memory::{self, Far, Kind};
 use tapir::stats::{Counter, PortCounters, WorkerStats};
 use tapir::table::{Adjacency, Fib, Path, PortId, Publisher, Rewrite, Tables};
 use tapir::worker::{Forwarder, QueueId};
-use tapir_cni::protocol::{AttachmentId, PodRef};
+use tapir_cni::protocol::{AttachmentId, Bandwidth, PodRef};
 
 /// The underlay's MTU.
 pub const UNDERLAY_MTU: u32 = 1500;
@@ -98,6 +98,8 @@ impl Node {
             mac: mac::parse(mac).expect("a MAC"),
             addresses: addresses.iter().map(|text| text.parse::<IpAddr>().expect("an address")).collect(),
             mtu: self.desired.pod_mtu(),
+            host_ports: Vec::new(),
+            bandwidth: Bandwidth::default(),
         }));
         self.publish();
         port

@@ -16,7 +16,7 @@ use serde_json::Value;
 use tapir::api::types::{Endpoint, Ipam, Peer, Status};
 use tapir_cni::client::{Client, ClientError};
 use tapir_cni::pod::{Plan, Pod};
-use tapir_cni::protocol::{Add, AttachmentId, Del, PodRef, Refusal, Request, Wiring, del_queue};
+use tapir_cni::protocol::{Add, AttachmentId, Bandwidth, Del, PodRef, Refusal, Request, Wiring, del_queue};
 
 /// How long anything may take that ought to happen soon.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -331,6 +331,8 @@ impl Container {
             ranges: Vec::new(),
             delegated: false,
             mac: None,
+            host_ports: Vec::new(),
+            bandwidth: Bandwidth::default(),
         }
     }
 

@@ -1,0 +1,121 @@
+//! Services: addresses that stand for others.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use foldhash::fast::FixedState;
+use ipnet::IpNet;
+
+use super::maglev::{Choice, mix};
+
+/// What clients send to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Frontend {
+    /// A service's address, a node's, or 127.0.0.1.
+    pub address: IpAddr,
+    /// TCP, UDP or SCTP (IANA).
+    pub protocol: u8,
+    /// The port there.
+    pub port: u16,
+}
+
+/// Who answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Backend {
+    /// A pod's address, or whatever an endpoint's is.
+    pub address: IpAddr,
+    /// The port there.
+    pub port: u16,
+}
+
+/// Why an address stands for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `spec.clusterIPs`: from inside the cluster.
+    ClusterIp,
+    /// A node's address and `spec.ports[].nodePort`.
+    NodePort,
+    /// `spec.externalIPs`.
+    ExternalIp,
+    /// `status.loadBalancer.ingress[].ip`.
+    LoadBalancer,
+    /// A node's address and the `hostPort` of a pod (CNI `portMappings`).
+    HostPort,
+}
+
+impl Kind {
+    /// As people write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ClusterIp => "ClusterIP",
+            Self::NodePort => "NodePort",
+            Self::ExternalIp => "ExternalIP",
+            Self::LoadBalancer => "LoadBalancer",
+            Self::HostPort => "HostPort",
+        }
+    }
+}
+
+/// One port of a service at one of its addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// `namespace/service:port`; of a host port the pod's name.
+    pub name: Arc<str>,
+    /// Why it is there.
+    pub kind: Kind,
+    /// Who answers. None: clients are told so.
+    pub cluster: Arc<Choice>,
+    /// The traffic policy is Local: of those, the ones of this node, which may be none. They are for the clients the policy is
+    /// about: all of a cluster IP, those from outside of the others.
+    pub local: Option<Arc<Choice>>,
+    /// How long a client keeps its backend after its last connection (`sessionAffinity: ClientIP`).
+    pub affinity: Option<Duration>,
+    /// Who may be a client (`loadBalancerSourceRanges`); empty: anybody.
+    pub source_ranges: Arc<[IpNet]>,
+}
+
+/// All services, as forwarding sees them.
+#[derive(Clone, Debug, Default)]
+pub struct Services {
+    /// By what clients send to.
+    pub frontends: HashMap<Frontend, Arc<Service>, FixedState>,
+    /// What is for services only: an address of it that is none is refused.
+    pub cidrs: Vec<IpNet>,
+    /// Counts up with each change of the above. Who has looked at a backend with the same number needn't look again.
+    pub epoch: u32,
+    /// TCP connections to a backend that is none any more are reset; otherwise they go on as long as it answers.
+    pub reset: bool,
+}
+
+impl Services {
+    /// The service that is found there.
+    #[inline]
+    pub fn at(&self, frontend: &Frontend) -> Option<&Arc<Service>> {
+        self.frontends.get(frontend)
+    }
+
+    /// Whether the address is for services only.
+    #[inline]
+    pub fn covers(&self, address: IpAddr) -> bool {
+        self.cidrs.iter().any(|cidr| cidr.contains(&address))
+    }
+}
+
+/// The hash of a connection that [`Choice::pick`] takes. The same from any node at any time, as backends are chosen by it.
+///
+/// Of one client's ports that follow one another it makes multiples of the golden ratio, which spread more evenly than chance.
+#[inline]
+pub fn connection_hash(client: IpAddr, port: u16, frontend: &Frontend) -> u64 {
+    let fold = |address: IpAddr| match address {
+        IpAddr::V4(address) => u64::from(address.to_bits()),
+        IpAddr::V6(address) => {
+            let bits = address.to_bits();
+            mix((bits >> 64) as u64) ^ bits as u64
+        }
+    };
+    let service = u64::from(frontend.port) << 8 | u64::from(frontend.protocol);
+    let base = mix(fold(client) ^ mix(fold(frontend.address) ^ mix(service)));
+    base.wrapping_add(u64::from(port).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+}
