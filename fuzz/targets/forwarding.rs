@@ -187,6 +187,7 @@ fn tables() -> Tables {
         probing: vec![(PEER, Ipv4Addr::new(10, 244, 1, 1)), (PEER_UDP, Ipv4Addr::new(10, 244, 3, 1))],
         pools: vec![net("10.244.0.0/16"), net("fd00::/16")],
         subnet: None,
+        ..Tables::default()
     }
 }
 

@@ -64,6 +64,7 @@ fn tables() -> Tables {
         probing: vec![(PEER.into(), [10, 244, 1, 1].into())],
         pools: vec![net("10.244.0.0/16"), net("fd00::/16")],
         subnet: Some("172.31.0.1/24".parse().expect("a subnet")),
+        ..Tables::default()
     }
 }
 

@@ -77,6 +77,7 @@ fn tables() -> Tables {
         probing: vec![(PEER, PEER_ROUTER)],
         pools: vec![prefix("10.1.0.0/16")],
         subnet: None,
+        ..Tables::default()
     }
 }
 
