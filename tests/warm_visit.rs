@@ -164,6 +164,6 @@ fn tables() -> Tables {
         router_v4: Some(ROUTER),
         router_v6: None,
         probing: vec![(PEER, REMOTE)],
-        ..Tables::default()..Tables::default()
+        ..Tables::default()
     }
 }

@@ -144,7 +144,7 @@ pub struct Del {
 #[serde(tag = "verb", rename_all = "snake_case")]
 pub enum Request {
     /// Assign addresses; answered with a [`Wiring`].
-    Add(Add),
+    Add(Box<Add>),
     /// The interface is wired: here are its queues. Answered when packets flow.
     Attach(AttachmentId),
     /// Remove an attachment; succeeds when there is none.

@@ -28,7 +28,7 @@ impl Daemon {
         let Call { connection, request, queues, reply } = call;
         let done = Done::Reply(reply);
         match request {
-            Request::Add(add) => self.add(add, connection, done),
+            Request::Add(add) => self.add(*add, connection, done),
             Request::Attach(id) => self.attach(id, connection, queues, done),
             Request::Del(del) => self.del(&del.id, done),
             Request::Check { id, addresses, mac } => done.answer(self.check(&id, &addresses, &mac)),

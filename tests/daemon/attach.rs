@@ -157,7 +157,7 @@ fn queues_must_be_the_pods() {
     let (pod, other) = (Container::new(), Container::new());
     let begin = || {
         let mut client = node.client();
-        let wiring: Wiring = client.ask_for(&Request::Add(pod.request())).unwrap();
+        let wiring: Wiring = client.ask_for(&Request::Add(Box::new(pod.request()))).unwrap();
         (client, wiring)
     };
     let refused = |result: Result<_, ClientError>| match result {
@@ -202,14 +202,14 @@ fn an_add_ends_with_its_connection() {
     let node = Node::start(NETWORK);
     let pod = Container::new();
     let mut client = node.client();
-    let wiring: Wiring = client.ask_for(&Request::Add(pod.request())).unwrap();
+    let wiring: Wiring = client.ask_for(&Request::Add(Box::new(pod.request()))).unwrap();
     assert_eq!(node.state_of(&pod.id).as_deref(), Some("pending"));
     drop(client);
     eventually("the address is given back", || node.endpoints().is_empty());
     assert!(node.ipam().cooling.contains(&wiring.addresses[0].addr()));
 
     let mut client = node.client();
-    let wiring: Wiring = client.ask_for(&Request::Add(pod.request())).unwrap();
+    let wiring: Wiring = client.ask_for(&Request::Add(Box::new(pod.request()))).unwrap();
     drop(pod.wire(&wiring));
     assert!(pod.namespace.has("eth0"), "persistent");
     drop(client);

@@ -165,7 +165,7 @@ fn kills_lose_nothing() {
 fn add(pod: &Container, socket: &std::path::Path, dice: &mut Dice) -> Option<Vec<IpAddr>> {
     for _ in 0..50 {
         if let Ok(mut client) = Client::connect(socket, Duration::from_secs(10)) {
-            let wiring: tapir_cni::protocol::Wiring = client.ask_for(&Request::Add(pod.request())).ok()?;
+            let wiring: tapir_cni::protocol::Wiring = client.ask_for(&Request::Add(Box::new(pod.request()))).ok()?;
             if dice.roll(8) == 0 {
                 return None;
             }

@@ -51,8 +51,8 @@ fn what_was_not_finished_is_undone_by_the_next_start() {
     let mut node = Node::start(NETWORK);
     let (wired, unwired) = (Container::new(), Container::new());
     let mut clients = [node.client(), node.client()];
-    let wiring = clients[0].ask_for(&Request::Add(wired.request())).unwrap();
-    let _: serde_json::Value = clients[1].ask_for(&Request::Add(unwired.request())).unwrap();
+    let wiring = clients[0].ask_for(&Request::Add(Box::new(wired.request()))).unwrap();
+    let _: serde_json::Value = clients[1].ask_for(&Request::Add(Box::new(unwired.request()))).unwrap();
     drop(wired.wire(&wiring));
     node.kill();
     assert!(wired.namespace.has("eth0"));

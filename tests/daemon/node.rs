@@ -353,7 +353,7 @@ impl Container {
 
     pub fn try_add_with(&self, node: &Node, request: Add) -> Result<Vec<IpAddr>, ClientError> {
         let mut client = Client::connect(&node.socket(), PATIENCE)?;
-        let wiring: Wiring = client.ask_for(&Request::Add(request))?;
+        let wiring: Wiring = client.ask_for(&Request::Add(Box::new(request)))?;
         let queues = self.wire(&wiring);
         if let Err(error) = client.attach(&self.id, &queues) {
             let pod = Pod::open(Path::new(&self.namespace.path()), &self.id.interface).unwrap();
@@ -371,7 +371,7 @@ impl Container {
     pub fn refused(&self, node: &Node, change: impl FnOnce(&mut Add)) -> Refusal {
         let mut request = self.request();
         change(&mut request);
-        match node.client().ask(&Request::Add(request)) {
+        match node.client().ask(&Request::Add(Box::new(request))) {
             Err(ClientError::Refused(refusal)) => refusal,
             other => panic!("not refused: {other:?}"),
         }

@@ -120,6 +120,9 @@ impl Node {
             peers: now.peers.clone(),
             probing: now.probing.clone(),
             pools: now.pools.clone(),
+            host: now.host.clone(),
+            services: now.services.clone(),
+            nat: now.nat.clone(),
             ..**now
         }
     }

@@ -54,7 +54,7 @@ pub(super) fn add(call: &Call<'_>) -> Result<AddResult, CniError> {
 /// The daemon's two requests, with the wiring between them. The connection ends with this function.
 fn attach(call: &Call<'_>, pod: &Pod, mut client: Client, request: Add) -> Result<Plan, CniError> {
     let id = request.id.clone();
-    let wiring: Wiring = client.ask_for(&Request::Add(request))?;
+    let wiring: Wiring = client.ask_for(&Request::Add(Box::new(request)))?;
     call.log.debug(&format!("wiring {wiring:?}"));
     let plan = Plan::try_from(wiring)?;
     let queues = pod.wire(&id.container_id, &plan)?;
