@@ -84,6 +84,10 @@ reasons! {
     UntrackedFragment = "untracked_fragment", "Fragments that overtake the first can't be translated; let the sender keep to the path's MTU.";
     /// For the node's own translated sources, and no connection of anybody's.
     NoConnection = "no_connection", "Somebody outside sends to a port that is reserved for translation, or a connection was forgotten.";
+    /// A protocol other than TCP, UDP, SCTP and ICMP echo, whose source would have to be translated.
+    Untranslatable = "untranslatable", "Only TCP, UDP, SCTP and ICMP echo leave the pools where sources are translated.";
+    /// TCP to a backend that is no endpoint of its service any more; answered with a reset (`network.service_reset`).
+    EndpointGone = "endpoint_gone", "The endpoint was removed from its service; the client connects again.";
     /// The pod, or whoever else, has as many connections as it may.
     FlowLimit = "flow_limit", "tapirctl flows --pod tells what the pod has open; network.flows_per_pod is the limit.";
     /// The table of connections is full.

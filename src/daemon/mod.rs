@@ -62,6 +62,7 @@ use crate::cni::{Server, ServerError};
 use crate::config::{Config, ConfigError, Place};
 use crate::control::ipam::Ipam;
 use crate::control::{Desired, Event, update};
+use crate::flow::Flows;
 use crate::host::{HostError, clock};
 use crate::stats::PortStats;
 use crate::store::local::{Store, StoreError};
@@ -189,6 +190,8 @@ struct Daemon {
     ipam: Ipam,
     attachments: BTreeMap<AttachmentId, Attachment>,
     publisher: Publisher,
+    /// What is translated.
+    flows: Arc<Flows>,
     /// The tables are not yet what they ought to be.
     stale: bool,
     workers: Workers,

@@ -79,7 +79,8 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
     let publisher = Publisher::default();
     let untold = Arc::default();
     let (teller, told) = teller::channels(&untold);
-    let workers = Workers::spawn(count, &publisher, || {
+    let flows = Arc::default();
+    let workers = Workers::spawn(count, &publisher, &flows, || {
         let teller = Last(teller.clone());
         move |event| teller.tell(event)
     });
@@ -94,6 +95,7 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
         ipam,
         attachments: BTreeMap::new(),
         publisher,
+        flows,
         stale: true,
         workers: workers.map_err(system("start the workers"))?,
         links: Links {

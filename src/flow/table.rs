@@ -1,4 +1,4 @@
-//! What is known of each flow, in memory that is given once.
+//! One shard of what is known of flows, in memory that is given once.
 //!
 //! ```text
 //!  heads, by hash        slots, each in one chain, or free
@@ -19,12 +19,12 @@
 //! Nobody takes more than their share: neither an owner (a pod that opens flows as fast as it can) nor a chain (somebody
 //! who knows how keys hash). The seed of the hash is random.
 
-use std::hash::BuildHasher;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
-use foldhash::fast::RandomState;
-
-use super::Key;
+use super::shares::{Owner, Shares};
+use super::tuple::Tuple;
 
 /// Slots that an insertion looks at, when none is free, for one whose flow is gone.
 const RECLAIM: usize = 16;
@@ -32,36 +32,21 @@ const RECLAIM: usize = 16;
 const MAX_CHAIN: usize = 32;
 const NONE: u32 = 0;
 
-/// Whose share a flow is counted in: the number of the pod's port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Owner(pub u32);
-
-/// How much a table holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Flows.
-    pub flows: u32,
-    /// Flows of one owner.
-    pub per_owner: u32,
-    /// Owners: their numbers are less.
-    pub owners: u32,
-}
-
 /// Why a flow was not taken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// The table is full of flows that live, as far as it looked.
     #[error("flow table full")]
     Full,
-    /// The owner has its share.
+    /// The owner has its share, or there is no such owner.
     #[error("too many flows of one owner")]
     OwnerFull,
-    /// No such owner: the number is beyond [`Limits::owners`].
-    #[error("no such owner")]
-    UnknownOwner,
     /// Too many flows have the hash of this one.
     #[error("too many flows with one hash")]
     Collisions,
+    /// It is there already.
+    #[error("there is such a flow")]
+    Taken,
 }
 
 /// A flow in the table.
@@ -69,38 +54,49 @@ pub enum Refused {
 pub struct Flow<'a, V> {
     /// What is known of it.
     pub value: &'a mut V,
-    expires: &'a mut u64,
+    /// Whose it is.
+    pub owner: Owner,
+    expires: &'a mut u32,
 }
 
 impl<V> Flow<'_, V> {
     /// From `time` on it is gone. Times count from any fixed one on, as `now` does.
     pub fn expire_at(&mut self, time: Duration) {
-        *self.expires = nanoseconds(time);
+        *self.expires = ticks(time);
+    }
+
+    /// When it is gone.
+    pub fn expires(&self) -> Duration {
+        time(*self.expires)
     }
 }
 
 #[derive(Debug)]
 struct Slot<V> {
-    key: Key,
+    tuple: Tuple,
+    /// The lower bits of its hash.
+    hash: u32,
     /// The next of the chain, or the next free one.
     next: u32,
     owner: Owner,
     generation: u32,
-    /// In nanoseconds.
-    expires: u64,
+    /// In ticks.
+    expires: u32,
     /// None: it is free.
     value: Option<V>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Share {
-    generation: u32,
-    flows: u32,
+impl<V> Default for Slot<V> {
+    fn default() -> Self {
+        let nobody = (IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
+        let tuple = Tuple::new(0, nobody, nobody);
+        Self { tuple, hash: 0, next: NONE, owner: Owner(0), generation: 0, expires: 0, value: None }
+    }
 }
 
-/// Values by flow.
+/// Values by tuple. Callers hash.
 #[derive(Debug)]
-pub struct Table<V, S = RandomState> {
+pub struct Table<V> {
     /// The first slot of each chain, one more than its index. As many as a power of two.
     heads: Vec<u32>,
     slots: Vec<Slot<V>>,
@@ -110,42 +106,32 @@ pub struct Table<V, S = RandomState> {
     used: u32,
     /// Where [`Table::expire`] goes on.
     hand: usize,
-    shares: Vec<Share>,
-    limits: Limits,
-    hash: S,
+    limit: usize,
+    shares: Arc<Shares>,
 }
 
 impl<V> Table<V> {
-    /// An empty table, with a random seed.
-    pub fn new(limits: Limits) -> Self {
-        Self::with_hasher(limits, RandomState::default())
-    }
-}
-
-impl<V, S: BuildHasher> Table<V, S> {
-    /// An empty table that hashes with `hash`. It has at most 2³² - 2 flows.
-    pub fn with_hasher(limits: Limits, hash: S) -> Self {
-        let limits = Limits { flows: limits.flows.min(u32::MAX - 1), ..limits };
-        let flows = limits.flows as usize;
+    /// An empty table of at most so many flows, and never more than 2³² - 2.
+    pub fn new(flows: u32, shares: Arc<Shares>) -> Self {
+        let limit = flows.min(u32::MAX - 1) as usize;
         Self {
-            heads: vec![NONE; flows.next_power_of_two()],
-            slots: Vec::with_capacity(flows),
+            heads: vec![NONE; limit.next_power_of_two()],
+            slots: Vec::with_capacity(limit),
             free: NONE,
             used: 0,
             hand: 0,
-            shares: vec![Share::default(); limits.owners as usize],
-            limits,
-            hash,
+            limit,
+            shares,
         }
     }
 
     /// The flow, if it lives.
     #[inline]
-    pub fn get(&mut self, key: &Key, now: Duration) -> Option<Flow<'_, V>> {
-        let now = nanoseconds(now);
-        let mut at = self.heads[self.head(key)];
+    pub fn get(&mut self, hash: u64, tuple: &Tuple, now: Duration) -> Option<Flow<'_, V>> {
+        let now = ticks(now);
+        let mut at = self.heads[self.head(hash)];
         while let Some(slot) = index(at) {
-            if self.slots[slot].key == *key {
+            if self.slots[slot].tuple == *tuple {
                 return if self.lives(slot, now) { self.flow(slot) } else { None };
             }
             at = self.slots[slot].next;
@@ -153,76 +139,77 @@ impl<V, S: BuildHasher> Table<V, S> {
         None
     }
 
-    /// Takes a flow in, until `expires`; in place of the one with the same key, if there is one. Whatever is gone in its chain
-    /// goes for good.
+    /// Takes a flow in, until `expires`. Whatever is gone in its chain goes for good.
     ///
     /// # Errors
     /// [`Refused`], and nothing has changed that anybody could see.
     pub fn insert(
         &mut self,
-        key: Key,
+        hash: u64,
+        tuple: Tuple,
         owner: Owner,
         value: V,
         expires: Duration,
         now: Duration,
     ) -> Result<Flow<'_, V>, Refused> {
-        let now = nanoseconds(now);
-        let head = self.head(&key);
-        let (known, length) = self.sweep(head, &key, now);
-        let share = *self.shares.get(owner.0 as usize).ok_or(Refused::UnknownOwner)?;
-        let own = known.is_some_and(|slot| self.slots[slot].owner == owner);
-        if !own && share.flows >= self.limits.per_owner {
-            return Err(Refused::OwnerFull);
+        let now = ticks(now);
+        let head = self.head(hash);
+        let (known, length) = self.sweep(head, &tuple, now);
+        if known.is_some() {
+            return Err(Refused::Taken);
         }
-        let slot = match known {
-            Some(slot) => {
-                self.disown(slot);
-                slot
-            }
-            None if length >= MAX_CHAIN => return Err(Refused::Collisions),
-            None => self.take(head, key, now)?,
+        if length >= MAX_CHAIN {
+            return Err(Refused::Collisions);
+        }
+        let generation = self.shares.take(owner).ok_or(Refused::OwnerFull)?;
+        let Some(slot) = self.take(head, now) else {
+            self.shares.give(owner, generation);
+            return Err(Refused::Full);
         };
-        self.shares[owner.0 as usize].flows += 1;
         let Slot { next, .. } = self.slots[slot];
-        let expires = nanoseconds(expires);
-        self.slots[slot] = Slot { key, next, owner, generation: share.generation, expires, value: Some(value) };
+        self.slots[slot] =
+            Slot { tuple, hash: hash as u32, next, owner, generation, expires: ticks(expires), value: Some(value) };
         self.flow(slot).ok_or(Refused::Full)
     }
 
     /// Takes a flow out, if it lives.
-    pub fn remove(&mut self, key: &Key, now: Duration) -> Option<V> {
-        let head = self.head(key);
-        let (known, _) = self.sweep(head, key, nanoseconds(now));
+    pub fn remove(&mut self, hash: u64, tuple: &Tuple, now: Duration) -> Option<V> {
+        let head = self.head(hash);
+        let (known, _) = self.sweep(head, tuple, ticks(now));
         known.and_then(|slot| self.unlink(head, slot))
-    }
-
-    /// Removes all flows of an owner, in the same time however many there are.
-    pub fn remove_owner(&mut self, owner: Owner) {
-        if let Some(share) = self.shares.get_mut(owner.0 as usize) {
-            share.generation = share.generation.wrapping_add(1);
-            share.flows = 0;
-        }
     }
 
     /// Looks at the next `slots` slots, and takes back those whose flows are gone. Called often enough, it goes round before
     /// the table is full.
     pub fn expire(&mut self, now: Duration, slots: usize) {
-        let now = nanoseconds(now);
+        self.expire_slots(ticks(now), slots);
+    }
+
+    fn expire_slots(&mut self, now: u32, slots: usize) {
         for _ in 0..slots.min(self.slots.len()) {
             self.hand = if self.hand + 1 < self.slots.len() { self.hand + 1 } else { 0 };
             let slot = self.hand;
             if self.slots[slot].value.is_some() && !self.lives(slot, now) {
-                let head = self.head(&self.slots[slot].key);
+                let head = self.head(self.slots[slot].hash.into());
                 self.unlink(head, slot);
             }
         }
     }
 
-    /// Every flow that lives, in no order.
-    pub fn iter(&self, now: Duration) -> impl Iterator<Item = (&Key, Owner, &V)> {
-        let now = nanoseconds(now);
-        let live = (0..self.slots.len()).filter(move |&slot| self.lives(slot, now)).map(|slot| &self.slots[slot]);
-        live.filter_map(|slot| Some((&slot.key, slot.owner, slot.value.as_ref()?)))
+    /// The flows that live in the next `count` slots from `from` on, in no order, each with when it is gone. None: there are
+    /// no such slots.
+    pub fn page(
+        &self,
+        from: usize,
+        count: usize,
+        now: Duration,
+    ) -> Option<impl Iterator<Item = (&Tuple, Owner, Duration, &V)>> {
+        let now = ticks(now);
+        let slots = self.slots.get(from..)?.iter().take(count).zip(from..);
+        (from < self.slots.len()).then(|| {
+            let live = slots.filter(move |&(_, number)| self.lives(number, now));
+            live.filter_map(|(slot, _)| Some((&slot.tuple, slot.owner, time(slot.expires), slot.value.as_ref()?)))
+        })
     }
 
     /// Flows that take a slot, those that are gone but not yet taken back included.
@@ -235,31 +222,25 @@ impl<V, S: BuildHasher> Table<V, S> {
         self.used == 0
     }
 
-    /// Flows that are counted in an owner's share: those that live, and those whose time has come but which nobody has
-    /// passed since.
-    pub fn share(&self, owner: Owner) -> u32 {
-        self.shares.get(owner.0 as usize).map_or(0, |share| share.flows)
+    #[inline]
+    fn head(&self, hash: u64) -> usize {
+        hash as usize & (self.heads.len() - 1)
     }
 
     #[inline]
-    fn head(&self, key: &Key) -> usize {
-        self.hash.hash_one(key) as usize & (self.heads.len() - 1)
-    }
-
-    #[inline]
-    fn lives(&self, slot: usize, now: u64) -> bool {
+    fn lives(&self, slot: usize, now: u32) -> bool {
         let Slot { owner, generation, expires, ref value, .. } = self.slots[slot];
-        value.is_some() && now < expires && self.shares[owner.0 as usize].generation == generation
+        value.is_some() && now < expires && self.shares.generation(owner) == Some(generation)
     }
 
     #[inline]
     fn flow(&mut self, slot: usize) -> Option<Flow<'_, V>> {
-        let Slot { value, expires, .. } = &mut self.slots[slot];
-        Some(Flow { value: value.as_mut()?, expires })
+        let Slot { value, owner, expires, .. } = &mut self.slots[slot];
+        Some(Flow { value: value.as_mut()?, owner: *owner, expires })
     }
 
-    /// Walks a chain, takes back what is gone, and returns the slot of `key` and how long the chain is.
-    fn sweep(&mut self, head: usize, key: &Key, now: u64) -> (Option<usize>, usize) {
+    /// Walks a chain, takes back what is gone, and returns the slot of `tuple` and how long the chain is.
+    fn sweep(&mut self, head: usize, tuple: &Tuple, now: u32) -> (Option<usize>, usize) {
         let (mut known, mut length) = (None, 0);
         let mut at = self.heads[head];
         while let Some(slot) = index(at) {
@@ -269,7 +250,7 @@ impl<V, S: BuildHasher> Table<V, S> {
                 continue;
             }
             length += 1;
-            if self.slots[slot].key == *key {
+            if self.slots[slot].tuple == *tuple {
                 known = Some(slot);
             }
         }
@@ -277,28 +258,28 @@ impl<V, S: BuildHasher> Table<V, S> {
     }
 
     /// A free slot, put at the start of the chain. Its content is the caller's to write.
-    fn take(&mut self, head: usize, key: Key, now: u64) -> Result<usize, Refused> {
-        if self.free == NONE && self.slots.len() == self.limits.flows as usize {
-            self.expire(Duration::from_nanos(now), RECLAIM);
+    fn take(&mut self, head: usize, now: u32) -> Option<usize> {
+        if self.free == NONE && self.slots.len() == self.limit {
+            self.expire_slots(now, RECLAIM);
         }
         let slot = if let Some(slot) = index(self.free) {
             self.free = self.slots[slot].next;
             slot
-        } else if self.slots.len() < self.limits.flows as usize {
-            self.slots.push(Slot { key, next: NONE, owner: Owner(0), generation: 0, expires: 0, value: None });
+        } else if self.slots.len() < self.limit {
+            self.slots.push(Slot::default());
             self.slots.len() - 1
         } else {
-            return Err(Refused::Full);
+            return None;
         };
         self.slots[slot].next = self.heads[head];
         self.heads[head] = slot as u32 + 1;
         self.used += 1;
-        Ok(slot)
+        Some(slot)
     }
 
     /// Takes a slot out of its chain and makes it free.
     fn unlink(&mut self, head: usize, slot: usize) -> Option<V> {
-        self.disown(slot);
+        self.shares.give(self.slots[slot].owner, self.slots[slot].generation);
         let next = self.slots[slot].next;
         let this = slot as u32 + 1;
         if self.heads[head] == this {
@@ -318,15 +299,6 @@ impl<V, S: BuildHasher> Table<V, S> {
         self.used -= 1;
         self.slots[slot].value.take()
     }
-
-    /// Gives a flow back to its owner's share, unless the share has been emptied since.
-    fn disown(&mut self, slot: usize) {
-        let Slot { owner, generation, .. } = self.slots[slot];
-        let share = &mut self.shares[owner.0 as usize];
-        if share.generation == generation {
-            share.flows -= 1;
-        }
-    }
 }
 
 /// What a link leads to.
@@ -335,8 +307,13 @@ fn index(link: u32) -> Option<usize> {
     link.checked_sub(1).map(|index| index as usize)
 }
 
-/// Five hundred years of them fit.
+/// A tick is a sixteenth of a second: eight years of them fit.
 #[inline]
-fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+fn ticks(time: Duration) -> u32 {
+    let ticks = time.as_secs() << 4 | u64::from(time.subsec_nanos()) * 16 / 1_000_000_000;
+    u32::try_from(ticks).unwrap_or(u32::MAX)
+}
+
+fn time(ticks: u32) -> Duration {
+    Duration::from_nanos(u64::from(ticks) * (1_000_000_000 / 16))
 }

@@ -9,7 +9,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use super::filter;
+use super::translate::{self, Context};
 use crate::drop_reason::DropReason;
+use crate::flow::Flows;
 use crate::packet::Packet;
 use crate::table::{Adjacency, GATEWAY_V4, GATEWAY_V6, PortId, Tables};
 use crate::wire::checksum;
@@ -69,12 +71,14 @@ pub fn answer(
     packet: &mut Packet,
     reason: DropReason,
     tables: &Tables,
+    flows: &Flows,
     limiter: &mut Limiter,
     now: Duration,
 ) -> Outcome {
     let Some(kind) = Kind::of(reason) else { return Outcome::None };
     let Ok(header) = Header::parse(packet.network()) else { return Outcome::None };
-    let message = match (kind, tables.lookup(header.destination)) {
+    let context = Context { header: &header, ingress: PortId::HOST, tables, flows, now };
+    let message = match (kind, tables.lookup(translate::destination(packet, &context))) {
         (Kind::Plain(message), _) => message,
         (Kind::TooBig, Adjacency::Forward(path)) => Message::TooBig(path.mtu),
         (Kind::TooBig, Adjacency::Gateway | Adjacency::Drop(_)) => return Outcome::None,
@@ -136,7 +140,7 @@ impl Kind {
             DropReason::TtlExpired => Some(Self::Plain(Message::TimeExceeded)),
             DropReason::TooBig => Some(Self::TooBig),
             DropReason::NoRoute => Some(Self::Plain(Message::HostUnreachable)),
-            DropReason::ToGateway => Some(Self::Plain(Message::PortUnreachable)),
+            DropReason::ToGateway | DropReason::NoEndpoint => Some(Self::Plain(Message::PortUnreachable)),
             DropReason::ForeignSource | DropReason::TunnelFromPod => Some(Self::Plain(Message::Prohibited)),
             _ => None,
         }

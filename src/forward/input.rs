@@ -25,7 +25,7 @@ pub(super) fn input(packet: &mut Packet, port: &Port, tables: &Tables) -> Result
     match &port.kind {
         PortKind::Pod { mac, addresses } => from_pod(packet, *mac, addresses, port.mtu),
         PortKind::Tunnel => from_tunnel(packet, tables).map(Input::Transit),
-        PortKind::Host => from_host(packet).map(Input::Transit),
+        PortKind::Host => from_host(packet, tables).map(Input::Transit),
     }
 }
 
@@ -66,9 +66,12 @@ fn from_pod(packet: &mut Packet, mac: Mac, addresses: &[IpAddr], mtu: u16) -> Re
 }
 
 #[inline(always)]
-fn from_host(packet: &mut Packet) -> Result<Header, DropReason> {
+fn from_host(packet: &mut Packet, tables: &Tables) -> Result<Header, DropReason> {
     let header = parse(packet)?;
-    check_addresses(&header)?;
+    // The host's own connections to its own ports stay on its loopback, unless they are for a pod.
+    if !(header.source.is_loopback() && tables.is_host(header.destination)) {
+        check_addresses(&header)?;
+    }
     gso::validate(packet, &header)?;
     Ok(header)
 }

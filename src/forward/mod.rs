@@ -1,9 +1,9 @@
 //! What happens to a packet: pure functions of a packet and the tables.
 //!
 //! ```text
-//!  Rx::recv ─▶ input ─▶ lookup ─▶ filter ─▶ rewrite ─▶ Tx::send
-//!              strip    longest   loops,    MTU, TTL,
-//!              check    prefix    spoofs    header
+//!  Rx::recv ─▶ input ─▶ translate ─▶ lookup ─▶ filter ─▶ rewrite ─▶ Tx::send
+//!              strip    services,    longest   loops,    MTU, TTL, addresses,
+//!              check    sources      prefix    spoofs    header
 //!                └▶ answered (ARP, NDP, ping): back to the port it came from
 //! ```
 //! Any step may end it with a [`DropReason`]; [`icmp::answer`] then turns some of them into an ICMP error, which
@@ -14,15 +14,21 @@ pub mod icmp;
 mod input;
 mod neighbor;
 mod probe;
+mod readdress;
 mod rewrite;
 #[cfg(test)]
 mod tests;
+mod translate;
+
+use std::time::Duration;
 
 use crate::drop_reason::DropReason;
+use crate::flow::Flows;
 use crate::packet::Packet;
 use crate::table::{Adjacency, PortId, Tables};
 use crate::wire::header::{Header, protocol};
 use input::Input;
+use translate::Context;
 
 /// What the worker has to do with a packet that goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,34 +57,51 @@ pub enum Verdict {
 /// # Errors
 /// The reason why it goes no further.
 #[inline]
-pub fn forward(packet: &mut Packet, ingress: PortId, tables: &Tables) -> Result<Verdict, DropReason> {
+pub fn forward(
+    packet: &mut Packet,
+    ingress: PortId,
+    tables: &Tables,
+    flows: &Flows,
+    now: Duration,
+) -> Result<Verdict, DropReason> {
     let port = tables.port(ingress).ok_or(DropReason::PortDown)?;
     let header = match input::input(packet, port, tables)? {
         Input::Transit(header) => header,
         Input::Answered => return Ok(Verdict::Answer),
     };
-    match tables.lookup(header.destination) {
+    let context = Context { header: &header, ingress, tables, flows, now };
+    let change = translate::arrive(packet, &context)?;
+    let destination = change.map_or(header.destination, |change| change.apply(&header).destination);
+    match tables.lookup(destination) {
         Adjacency::Forward(path) => {
-            filter::filter(packet, &header, ingress, path, tables)?;
-            if path.port == PortId::HOST
+            let change = translate::leave(packet, path, change, &context)?;
+            filter::filter(packet, change.as_ref(), &context, path)?;
+            if change.is_none()
+                && path.port == PortId::HOST
                 && header.protocol == protocol::ICMP
                 && let Some(verdict) = probe::take(packet, ingress, tables)
             {
                 return Ok(verdict);
             }
-            rewrite::rewrite(packet, &header, path, ingress)
+            rewrite::rewrite(packet, &header, path, ingress, change.as_ref())
         }
         Adjacency::Gateway => neighbor::ping(packet, &header, &port.kind).map(|()| Verdict::Answer),
         Adjacency::Drop(reason) => Err(*reason),
     }
 }
 
-/// Sends a packet that this node itself made on its way: lookup and rewrite, its TTL untouched.
+/// Sends a packet that this node itself made on its way: lookup and rewrite, its TTL untouched. An error about a packet
+/// that was translated is made one about what its sender knows.
 ///
 /// # Errors
 /// [`DropReason::UndeliverableError`] when nothing leads to its destination.
-pub fn originate(packet: &mut Packet, tables: &Tables) -> Result<Verdict, DropReason> {
-    let header = Header::parse(packet.network()).map_err(|_| DropReason::UndeliverableError)?;
+pub fn originate(packet: &mut Packet, tables: &Tables, flows: &Flows, now: Duration) -> Result<Verdict, DropReason> {
+    let mut header = Header::parse(packet.network()).map_err(|_| DropReason::UndeliverableError)?;
+    let context = Context { header: &header, ingress: PortId::HOST, tables, flows, now };
+    if let Some(change) = translate::about(packet, &context) {
+        readdress::readdress(packet, &header, &change, u16::MAX);
+        header = change.apply(&header);
+    }
     let Adjacency::Forward(path) = tables.lookup(header.destination) else {
         return Err(DropReason::UndeliverableError);
     };

@@ -1,6 +1,8 @@
 //! The last step: the header of the next hop. Everything is checked before a byte is changed.
 
 use super::Verdict;
+use super::readdress::readdress;
+use super::translate::Change;
 use crate::drop_reason::DropReason;
 use crate::gso;
 use crate::packet::Packet;
@@ -18,6 +20,7 @@ pub(super) fn rewrite(
     header: &Header,
     path: &Path,
     ingress: PortId,
+    change: Option<&Change>,
 ) -> Result<Verdict, DropReason> {
     let hop = ingress != PortId::HOST && path.port != PortId::HOST;
     if hop && header.ttl <= 1 {
@@ -28,6 +31,9 @@ pub(super) fn rewrite(
     let fits = gso::wire_length(packet, header) <= mtu || (ingress.is_tunnel() && gso::recut(packet, header, mtu));
     if !fits && header.dont_fragment {
         return Err(DropReason::TooBig);
+    }
+    if let Some(change) = change {
+        readdress(packet, header, change, path.mtu);
     }
     if hop {
         count_hop(packet.network_mut(), header.is_ipv6());

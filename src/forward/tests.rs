@@ -14,6 +14,8 @@ use crate::table::{Adjacency, Fib, GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, Mac, Pat
 use crate::wire::outer::{self, Transport};
 use crate::wire::probe::Probe;
 
+mod translate;
+
 const WEB: PortId = PortId(3);
 const DB: PortId = PortId(4);
 const WEB_MAC: Mac = [2, 0, 0, 0, 0, 1];
@@ -130,7 +132,7 @@ fn udp(payload: usize) -> Vec<u8> {
 
 fn drop_of(mut packet: Packet, ingress: PortId) -> DropReason {
     let before = packet.bytes().to_vec();
-    let reason = forward(&mut packet, ingress, &tables()).expect_err("dropped");
+    let reason = forward(&mut packet, ingress, &tables(), &Flows::default(), Duration::ZERO).expect_err("dropped");
     let (after, last) = (packet.network(), before.len() - packet.network().len());
     assert!((0..=last).any(|at| before[at..].starts_with(after)), "a drop changed the packet");
     reason
@@ -153,7 +155,7 @@ fn assert_hop(before: &[u8], after: &[u8]) {
 fn pod_to_pod_on_one_node_changes_hop_count_and_link_header_alone() {
     for ip in [ip4("10.244.0.5", "10.244.0.6", 17, &udp(3)), ip6("fd00::5", "fd00::6", 17, &udp(3))] {
         let mut packet = from_web(&ip);
-        assert_eq!(forward(&mut packet, WEB, &tables()), Ok(Verdict::Send(DB)));
+        assert_eq!(forward(&mut packet, WEB, &tables(), &Flows::default(), Duration::ZERO), Ok(Verdict::Send(DB)));
         assert_eq!(packet.link()[..12], [DB_MAC, GATEWAY_MAC].concat());
         assert_eq!(packet.link()[12..], if ip[0] >> 4 == 6 { [0x86, 0xdd] } else { [8, 0] });
         assert_hop(&ip, packet.network());
@@ -169,14 +171,20 @@ fn pod_to_another_node_gets_an_outer_header_with_its_tos_and_a_fresh_ttl() {
         ip.set_flags(0);
     });
     let mut packet = from_web(&ip);
-    assert_eq!(forward(&mut packet, WEB, &tables()), Ok(Verdict::Send(PortId::TUNNEL)));
+    assert_eq!(
+        forward(&mut packet, WEB, &tables(), &Flows::default(), Duration::ZERO),
+        Ok(Verdict::Send(PortId::TUNNEL))
+    );
     assert_hop(&ip, packet.network());
     let outer = Ipv4Packet::new(packet.link()).expect("an outer header");
     assert_eq!((outer.get_ttl(), outer.get_next_level_protocol().0, outer.get_flags()), (64, 4, 2));
     assert_eq!((outer.get_dscp(), outer.get_ecn()), (46, 2));
     assert_eq!((outer.get_source().octets(), outer.get_destination().octets()), (NODE, PEER));
     let mut packet = from_web(&ip6("fd00::5", "fd00:1::7", 17, &udp(3)));
-    assert_eq!(forward(&mut packet, WEB, &tables()), Ok(Verdict::Send(PortId::TUNNEL)));
+    assert_eq!(
+        forward(&mut packet, WEB, &tables(), &Flows::default(), Duration::ZERO),
+        Ok(Verdict::Send(PortId::TUNNEL))
+    );
     assert_eq!(packet.link()[9], 41);
 }
 
@@ -189,7 +197,10 @@ fn from_another_node_to_a_pod_and_to_the_host() {
         (41, ip6("fd00:1::7", "fd00::1", 17, &udp(3)), PortId::HOST),
     ] {
         let mut packet = from_peer(PEER, protocol, &inner);
-        assert_eq!(forward(&mut packet, PortId::TUNNEL, &tables()), Ok(Verdict::Send(port)));
+        assert_eq!(
+            forward(&mut packet, PortId::TUNNEL, &tables(), &Flows::default(), Duration::ZERO),
+            Ok(Verdict::Send(port))
+        );
         if port == WEB {
             assert_hop(&inner, packet.network());
             assert_eq!(packet.link().len(), 14);
@@ -203,12 +214,21 @@ fn from_another_node_to_a_pod_and_to_the_host() {
 fn between_the_host_and_pods() {
     let from_host = ip4("172.31.0.1", "10.244.0.5", 6, &[0; 20]);
     let mut packet = Packet::copy_of(&from_host, 0);
-    assert_eq!(forward(&mut packet, PortId::HOST, &tables()), Ok(Verdict::Send(WEB)));
+    assert_eq!(
+        forward(&mut packet, PortId::HOST, &tables(), &Flows::default(), Duration::ZERO),
+        Ok(Verdict::Send(WEB))
+    );
     let mut packet = from_web(&ip4("10.244.0.5", "172.31.0.1", 6, &[0; 20]));
-    assert_eq!(forward(&mut packet, WEB, &tables()), Ok(Verdict::Send(PortId::HOST)));
+    assert_eq!(
+        forward(&mut packet, WEB, &tables(), &Flows::default(), Duration::ZERO),
+        Ok(Verdict::Send(PortId::HOST))
+    );
     assert!(packet.link().is_empty());
     let mut packet = Packet::copy_of(&ip4("10.244.0.1", "10.244.1.7", 6, &[0; 20]), 0);
-    assert_eq!(forward(&mut packet, PortId::HOST, &tables()), Ok(Verdict::Send(PortId::TUNNEL)));
+    assert_eq!(
+        forward(&mut packet, PortId::HOST, &tables(), &Flows::default(), Duration::ZERO),
+        Ok(Verdict::Send(PortId::TUNNEL))
+    );
     let packet = Packet::copy_of(&ip4("172.31.0.1", "10.244.1.7", 6, &[0; 20]), 0);
     assert_eq!(drop_of(packet, PortId::HOST), DropReason::ForeignSource);
     let packet = Packet::copy_of(&ip4("172.31.0.1", "8.8.8.8", 6, &[0; 20]), 0);
@@ -280,9 +300,15 @@ fn a_pod_may_use_the_port_of_the_tunnel_elsewhere() {
     let to = |destination, udp: &[u8]| from_web(&ip4("10.244.0.5", destination, 17, udp));
     let other_port = [&inside_udp[..2], &[0, 53], &inside_udp[4..]].concat();
     for mut packet in [to("8.8.8.8", &inside_udp), to("172.31.0.2", &other_port)] {
-        assert_eq!(forward(&mut packet, WEB, &tables()), Ok(Verdict::Send(PortId::HOST)));
+        assert_eq!(
+            forward(&mut packet, WEB, &tables(), &Flows::default(), Duration::ZERO),
+            Ok(Verdict::Send(PortId::HOST))
+        );
     }
-    assert_eq!(forward(&mut to("10.244.0.6", &inside_udp), WEB, &tables()), Ok(Verdict::Send(DB)));
+    assert_eq!(
+        forward(&mut to("10.244.0.6", &inside_udp), WEB, &tables(), &Flows::default(), Duration::ZERO),
+        Ok(Verdict::Send(DB))
+    );
 }
 
 #[test]
@@ -339,7 +365,11 @@ fn what_lies_behind_the_outer_packet_is_cut_off() {
         }
         outer.extend([0xee; 15]);
         let mut packet = Packet::copy_of(&outer, 20);
-        assert_eq!(forward(&mut packet, PortId::TUNNEL, &tables()), Ok(Verdict::Send(WEB)), "options: {options}");
+        assert_eq!(
+            forward(&mut packet, PortId::TUNNEL, &tables(), &Flows::default(), Duration::ZERO),
+            Ok(Verdict::Send(WEB)),
+            "options: {options}"
+        );
         assert_eq!(packet.network().len(), inner.len());
         assert_eq!(packet.network()[20..], inner[20..]);
     }
@@ -350,7 +380,10 @@ fn congestion_on_the_underlay_reaches_a_capable_sender() {
     let inner = edit4(ip4("10.244.1.7", "10.244.0.5", 17, &udp(3)), |ip| ip.set_ecn(2));
     let outer = edit4(ip4("172.31.0.2", "172.31.0.1", 4, &inner), |ip| ip.set_ecn(3));
     let mut packet = Packet::copy_of(&outer, 20);
-    assert_eq!(forward(&mut packet, PortId::TUNNEL, &tables()), Ok(Verdict::Send(WEB)));
+    assert_eq!(
+        forward(&mut packet, PortId::TUNNEL, &tables(), &Flows::default(), Duration::ZERO),
+        Ok(Verdict::Send(WEB))
+    );
     let ip = Ipv4Packet::new(packet.network()).expect("v4");
     assert_eq!((ip.get_ecn(), ip.get_checksum()), (3, ipv4::checksum(&ip)));
 }
@@ -359,22 +392,26 @@ fn congestion_on_the_underlay_reaches_a_capable_sender() {
 fn too_big_is_refused_or_fragmented_and_exact_fits_pass() {
     let exact = ip4("10.244.0.5", "10.244.1.7", 17, &udp(1480 - 28));
     let over = ip4("10.244.0.5", "10.244.1.7", 17, &udp(1480 - 27));
-    assert_eq!(forward(&mut from_web(&exact), WEB, &tables()), Ok(Verdict::Send(PortId::TUNNEL)));
+    assert_eq!(
+        forward(&mut from_web(&exact), WEB, &tables(), &Flows::default(), Duration::ZERO),
+        Ok(Verdict::Send(PortId::TUNNEL))
+    );
     assert_eq!(drop_of(from_web(&over), WEB), DropReason::TooBig);
     let over6 = ip6("fd00::5", "fd00:1::7", 17, &udp(1480 - 47));
     assert_eq!(drop_of(from_web(&over6), WEB), DropReason::TooBig);
     let may_fragment = edit4(over, |ip| ip.set_flags(0));
-    let verdict = forward(&mut from_web(&may_fragment), WEB, &tables());
+    let verdict = forward(&mut from_web(&may_fragment), WEB, &tables(), &Flows::default(), Duration::ZERO);
     assert_eq!(verdict, Ok(Verdict::Fragment { port: PortId::TUNNEL, mtu: 1480 }));
 }
 
 /// Drops `packet` and returns the ICMP error as it reaches `web`, without its link header.
 fn error_for(mut packet: Packet, reason: DropReason) -> Vec<u8> {
     let tables = tables();
-    assert_eq!(forward(&mut packet, WEB, &tables), Err(reason));
-    let outcome = icmp::answer(&mut packet, reason, &tables, &mut Limiter::default(), Duration::ZERO);
+    assert_eq!(forward(&mut packet, WEB, &tables, &Flows::default(), Duration::ZERO), Err(reason));
+    let outcome =
+        icmp::answer(&mut packet, reason, &tables, &Flows::default(), &mut Limiter::default(), Duration::ZERO);
     assert_eq!(outcome, Outcome::Built);
-    assert_eq!(originate(&mut packet, &tables), Ok(Verdict::Send(WEB)));
+    assert_eq!(originate(&mut packet, &tables, &Flows::default(), Duration::ZERO), Ok(Verdict::Send(WEB)));
     assert_eq!(packet.link()[..12], [WEB_MAC, GATEWAY_MAC].concat());
     packet.network().to_vec()
 }
@@ -427,7 +464,14 @@ fn nothing_is_said_about_errors_later_fragments_or_too_often() {
     let tables = tables();
     let mut limiter = Limiter::default();
     let mut outcome = |ip: &[u8], now| {
-        icmp::answer(&mut from_web(ip), DropReason::NoRoute, &tables, &mut limiter, Duration::from_millis(now))
+        icmp::answer(
+            &mut from_web(ip),
+            DropReason::NoRoute,
+            &tables,
+            &Flows::default(),
+            &mut limiter,
+            Duration::from_millis(now),
+        )
     };
     let plain = ip4("10.244.0.5", "10.244.0.99", 17, &udp(3));
     assert_eq!(outcome(&ip4("10.244.0.5", "10.244.0.99", 1, &[3, 1, 0, 0, 0, 0, 0, 0]), 0), Outcome::None);
@@ -451,7 +495,7 @@ fn what_the_underlay_says_reaches_the_inner_sender() {
         let outcome =
             icmp::relay(quote, kind, code, 1400, &mut packet, &tables, &mut Limiter::default(), Duration::ZERO);
         (outcome == Outcome::Built).then(|| {
-            assert_eq!(originate(&mut packet, &tables), Ok(Verdict::Send(WEB)));
+            assert_eq!(originate(&mut packet, &tables, &Flows::default(), Duration::ZERO), Ok(Verdict::Send(WEB)));
             packet.network()[20..].to_vec()
         })
     };
@@ -477,7 +521,7 @@ fn arp_request(sender: &str, target: &str) -> Vec<u8> {
 fn arp_is_answered_for_all_but_the_pods_own_address() {
     for target in ["169.254.1.1", "10.244.0.6", "8.8.8.8"] {
         let mut packet = ethernet([0xff; 6], WEB_MAC, 0x0806, &arp_request("10.244.0.5", target));
-        assert_eq!(forward(&mut packet, WEB, &tables()), Ok(Verdict::Answer));
+        assert_eq!(forward(&mut packet, WEB, &tables(), &Flows::default(), Duration::ZERO), Ok(Verdict::Answer));
         let arp = pnet_packet::arp::ArpPacket::new(packet.network()).expect("arp");
         assert_eq!(arp.get_operation(), pnet_packet::arp::ArpOperations::Reply);
         assert_eq!(arp.get_sender_hw_addr().octets(), GATEWAY_MAC);
@@ -519,7 +563,7 @@ fn neighbour_and_router_solicitations_are_answered_for_the_gateway_alone() {
         (icmpv6("fe80::1234", "ff02::2", &[133, 0, 0, 0, 0, 0, 0, 0]), 134),
     ] {
         let mut packet = frame(&question);
-        assert_eq!(forward(&mut packet, WEB, &tables()), Ok(Verdict::Answer));
+        assert_eq!(forward(&mut packet, WEB, &tables(), &Flows::default(), Duration::ZERO), Ok(Verdict::Answer));
         let ip = Ipv6Packet::new(packet.network()).expect("v6");
         assert_eq!((ip.get_source(), ip.get_hop_limit()), (GATEWAY_V6, 255));
         let icmp = Icmpv6Packet::new(ip.payload()).expect("icmp");
@@ -541,7 +585,7 @@ fn the_gateway_answers_ping() {
     let sum = icmp_checksum(&IcmpPacket::new(&request).expect("icmp"));
     request[2..4].copy_from_slice(&sum.to_be_bytes());
     let mut packet = from_web(&ip4("10.244.0.5", "169.254.1.1", 1, &request));
-    assert_eq!(forward(&mut packet, WEB, &tables()), Ok(Verdict::Answer));
+    assert_eq!(forward(&mut packet, WEB, &tables(), &Flows::default(), Duration::ZERO), Ok(Verdict::Answer));
     let ip = Ipv4Packet::new(packet.network()).expect("v4");
     assert_eq!((ip.get_source(), ip.get_destination().to_string()), (GATEWAY_V4, "10.244.0.5".into()));
     assert_eq!(ip.get_checksum(), ipv4::checksum(&ip));
@@ -550,7 +594,7 @@ fn the_gateway_answers_ping() {
     for source in ["fd00::5", "fe80::77"] {
         let gateway = GATEWAY_V6.to_string();
         let mut packet = from_web(&icmpv6(source, &gateway, &[128, 0, 0, 0, 0, 1, 0, 1, 5, 6, 7, 8]));
-        assert_eq!(forward(&mut packet, WEB, &tables()), Ok(Verdict::Answer));
+        assert_eq!(forward(&mut packet, WEB, &tables(), &Flows::default(), Duration::ZERO), Ok(Verdict::Answer));
         let ip = Ipv6Packet::new(packet.network()).expect("v6");
         let icmp = Icmpv6Packet::new(ip.payload()).expect("icmp");
         assert_eq!((ip.get_source(), ip.get_destination().to_string()), (GATEWAY_V6, source.into()));
@@ -564,7 +608,7 @@ fn padding_behind_the_packet_is_cut() {
     let ip = ip4("10.244.0.5", "10.244.0.6", 17, &udp(3));
     let padded = [&ip[..], &[0xee; 15]].concat();
     let mut packet = from_web(&padded);
-    assert_eq!(forward(&mut packet, WEB, &tables()), Ok(Verdict::Send(DB)));
+    assert_eq!(forward(&mut packet, WEB, &tables(), &Flows::default(), Duration::ZERO), Ok(Verdict::Send(DB)));
     assert_eq!(packet.network().len(), ip.len());
 }
 
@@ -587,14 +631,24 @@ fn what_the_kernel_merged_fits_a_pod_with_a_smaller_mtu_than_the_tunnels() {
     for (payload, gso, gso_size) in [(4 * 1360, Gso::Tcp4, 1440), (2 * 700, Gso::None, 0)] {
         let mut packet = from_peer(PEER, 4, &ip4("10.244.1.7", "10.244.0.5", 6, &tcp(payload)));
         packet.offload = Offload { gso, gso_size, partial, ..Offload::default() };
-        assert_eq!(forward(&mut packet, PortId::TUNNEL, &tables), Ok(Verdict::Send(WEB)));
+        assert_eq!(
+            forward(&mut packet, PortId::TUNNEL, &tables, &Flows::default(), Duration::ZERO),
+            Ok(Verdict::Send(WEB))
+        );
         assert_eq!((packet.offload.gso, packet.offload.gso_size), (Gso::Tcp4, 1360));
     }
     let mut known = ethernet(GATEWAY_MAC, DB_MAC, 0x0800, &ip4("10.244.0.6", "10.244.0.5", 6, &tcp(4 * 1440)));
     known.offload = Offload { gso: Gso::Tcp4, gso_size: 1440, partial, ..Offload::default() };
-    assert_eq!(forward(&mut known, DB, &tables), Err(DropReason::TooBig), "a pod can learn what fits");
+    assert_eq!(
+        forward(&mut known, DB, &tables, &Flows::default(), Duration::ZERO),
+        Err(DropReason::TooBig),
+        "a pod can learn what fits"
+    );
     let complete = ip4("10.244.1.7", "10.244.0.5", 6, &tcp(1440));
-    assert_eq!(forward(&mut from_peer(PEER, 4, &complete), PortId::TUNNEL, &tables), Err(DropReason::TooBig));
+    assert_eq!(
+        forward(&mut from_peer(PEER, 4, &complete), PortId::TUNNEL, &tables, &Flows::default(), Duration::ZERO),
+        Err(DropReason::TooBig)
+    );
 }
 
 #[test]
@@ -630,8 +684,15 @@ fn an_error_about_a_packet_that_we_never_sent_is_told_nobody() {
 fn no_error_leaves_for_a_link_local_address() {
     let tables = tables();
     let mut packet = from_web(&ip6("fe80::77", &GATEWAY_V6.to_string(), 17, &udp(3)));
-    assert_eq!(forward(&mut packet, WEB, &tables), Err(DropReason::ToGateway));
-    let outcome = icmp::answer(&mut packet, DropReason::ToGateway, &tables, &mut Limiter::default(), Duration::ZERO);
+    assert_eq!(forward(&mut packet, WEB, &tables, &Flows::default(), Duration::ZERO), Err(DropReason::ToGateway));
+    let outcome = icmp::answer(
+        &mut packet,
+        DropReason::ToGateway,
+        &tables,
+        &Flows::default(),
+        &mut Limiter::default(),
+        Duration::ZERO,
+    );
     assert_eq!(outcome, Outcome::None, "it would go to the host");
 }
 
@@ -659,10 +720,16 @@ fn a_router_that_tells_no_mtu_does_not_make_senders_crawl() {
 fn what_is_for_the_node_itself_needs_no_hop_left() {
     for destination in ["10.244.0.1", "172.31.0.1"] {
         let ip = edit4(ip4("10.244.0.5", destination, 6, &[0; 20]), |ip| ip.set_ttl(1));
-        assert_eq!(forward(&mut from_web(&ip), WEB, &tables()), Ok(Verdict::Send(PortId::HOST)));
+        assert_eq!(
+            forward(&mut from_web(&ip), WEB, &tables(), &Flows::default(), Duration::ZERO),
+            Ok(Verdict::Send(PortId::HOST))
+        );
     }
     let ip = edit4(ip4("10.244.1.7", "10.244.0.1", 6, &[0; 20]), |ip| ip.set_ttl(1));
-    assert_eq!(forward(&mut from_peer(PEER, 4, &ip), PortId::TUNNEL, &tables()), Ok(Verdict::Send(PortId::HOST)));
+    assert_eq!(
+        forward(&mut from_peer(PEER, 4, &ip), PortId::TUNNEL, &tables(), &Flows::default(), Duration::ZERO),
+        Ok(Verdict::Send(PortId::HOST))
+    );
 }
 
 #[test]
@@ -670,7 +737,7 @@ fn an_answer_has_no_offloads_left_of_a_forged_question() {
     let forged = PartialChecksum { start: 65_000, offset: 500 };
     let mut packet = ethernet([0xff; 6], WEB_MAC, 0x0806, &arp_request("10.244.0.5", "169.254.1.1"));
     packet.offload = Offload { gso: Gso::Tcp4, gso_size: 9, partial: Some(forged), ..Offload::default() };
-    assert_eq!(forward(&mut packet, WEB, &tables()), Ok(Verdict::Answer));
+    assert_eq!(forward(&mut packet, WEB, &tables(), &Flows::default(), Duration::ZERO), Ok(Verdict::Answer));
     assert_eq!(packet.offload, Offload::default());
 }
 
@@ -690,7 +757,11 @@ fn only_a_nodes_own_address_asks_and_answers_probes() {
     ];
     for (source, reply, verdict) in cases {
         let mut packet = from_peer(PEER, 4, &probe(source, reply));
-        assert_eq!(forward(&mut packet, PortId::TUNNEL, &tables()), verdict, "{source:?} {reply}");
+        assert_eq!(
+            forward(&mut packet, PortId::TUNNEL, &tables(), &Flows::default(), Duration::ZERO),
+            verdict,
+            "{source:?} {reply}"
+        );
     }
     // What a backend may say of one, and what it may not.
     let with = |offload| {
@@ -699,11 +770,14 @@ fn only_a_nodes_own_address_asks_and_answers_probes() {
         packet
     };
     let mut checked = with(Offload { valid: true, ..Offload::default() });
-    assert_eq!(forward(&mut checked, PortId::TUNNEL, &tables()), Ok(Verdict::Answer));
+    assert_eq!(
+        forward(&mut checked, PortId::TUNNEL, &tables(), &Flows::default(), Duration::ZERO),
+        Ok(Verdict::Answer)
+    );
     assert_eq!(checked.offload, Offload::default());
     let partial = Some(PartialChecksum { start: 20, offset: 2 });
     let mut unfinished = with(Offload { partial, ..Offload::default() });
-    assert_eq!(forward(&mut unfinished, PortId::TUNNEL, &tables()), host);
+    assert_eq!(forward(&mut unfinished, PortId::TUNNEL, &tables(), &Flows::default(), Duration::ZERO), host);
 }
 
 #[test]
@@ -712,7 +786,7 @@ fn floods_of_other_errors_do_not_silence_too_big() {
     let mut limiter = Limiter::default();
     let mut told = |reason, last: u8| {
         let packet = Packet::copy_of(&ip4(&format!("10.0.0.{last}"), "10.244.1.7", 17, &udp(3)), 0);
-        icmp::answer(&mut { packet }, reason, &tables, &mut limiter, Duration::ZERO)
+        icmp::answer(&mut { packet }, reason, &tables, &Flows::default(), &mut limiter, Duration::ZERO)
     };
     let floods = (0..255).flat_map(|last| [last; 10]);
     let built = floods.filter(|&last| told(DropReason::TtlExpired, last) == Outcome::Built).count();

@@ -1,6 +1,6 @@
 //! Services: addresses that stand for others.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,6 +81,8 @@ pub struct Service {
 pub struct Services {
     /// By what clients send to.
     pub frontends: HashMap<Frontend, Arc<Service>, FixedState>,
+    /// The addresses of those.
+    pub addresses: HashSet<IpAddr, FixedState>,
     /// What is for services only: an address of it that is none is refused.
     pub cidrs: Vec<IpNet>,
     /// Counts up with each change of the above. Who has looked at a backend with the same number needn't look again.
@@ -94,6 +96,17 @@ impl Services {
     #[inline]
     pub fn at(&self, frontend: &Frontend) -> Option<&Arc<Service>> {
         self.frontends.get(frontend)
+    }
+
+    /// There are none, and nothing is for them.
+    #[inline]
+    pub fn is_idle(&self) -> bool {
+        self.frontends.is_empty() && self.cidrs.is_empty()
+    }
+
+    /// Whether the address stands for others, at some port.
+    pub fn stands(&self, address: IpAddr) -> bool {
+        self.covers(address) || self.addresses.contains(&address)
     }
 
     /// Whether the address is for services only.

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::drop_reason::DropReason;
+use crate::flow::Flows;
 use crate::forward::icmp::{self, Limiter, Outcome};
 use crate::forward::{self, Verdict};
 use crate::gso;
@@ -38,6 +39,9 @@ pub const LIMIT: usize = 64;
 pub const QUANTUM: usize = 64 << 10;
 /// The most errors of the underlay that one visit looks at.
 const ERRORS: usize = 64;
+
+/// How many entries of connections a visit looks at, whether they are gone. The most that it can make is two a packet.
+const EXPIRE: usize = 2 * LIMIT;
 
 /// One of the queues that a forwarder has of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +93,7 @@ pub struct ProbeEvent {
 /// Forwards between the queues it was given.
 pub struct Forwarder {
     tables: Publisher,
+    flows: Arc<Flows>,
     ports: Vec<Option<Port>>,
     stats: Arc<WorkerStats>,
     notify: Box<dyn FnMut(Event) + Send>,
@@ -116,9 +121,15 @@ struct Line {
 
 impl Forwarder {
     /// A forwarder without ports. `notify` is called between packets and must not wait.
-    pub fn new(tables: Publisher, stats: Arc<WorkerStats>, notify: impl FnMut(Event) + Send + 'static) -> Self {
+    pub fn new(
+        tables: Publisher,
+        flows: Arc<Flows>,
+        stats: Arc<WorkerStats>,
+        notify: impl FnMut(Event) + Send + 'static,
+    ) -> Self {
         Self {
             tables,
+            flows,
             ports: Vec::new(),
             stats,
             notify: Box::new(notify),
@@ -172,7 +183,7 @@ impl Forwarder {
         let tables = self.tables.snapshot();
         let mut batch = std::mem::take(&mut self.batch);
         for mut packet in batch.drain(..) {
-            match forward::forward(&mut packet, from.port, &tables) {
+            match forward::forward(&mut packet, from.port, &tables, &self.flows, now) {
                 Ok(verdict) => {
                     if from.port.is_tunnel() && matches!(verdict, Verdict::Answer | Verdict::Heard) {
                         self.tell_probe(&packet, verdict, from, &tables);
@@ -183,6 +194,7 @@ impl Forwarder {
             }
         }
         self.batch = batch;
+        self.flows.expire(EXPIRE, now);
         self.relay_errors(from, &tables, now);
         while let Some(to) = self.sending.pop() {
             self.send(to, from.port);
@@ -284,8 +296,8 @@ impl Forwarder {
     /// Drops a packet, and tells its sender if it should know.
     fn refuse(&mut self, mut packet: Packet, reason: DropReason, from: QueueId, tables: &Tables, now: Duration) {
         self.lose(&packet, reason, from.port);
-        let outcome = icmp::answer(&mut packet, reason, tables, &mut self.limiter, now);
-        self.conclude(packet, outcome, from, tables);
+        let outcome = icmp::answer(&mut packet, reason, tables, &self.flows, &mut self.limiter, now);
+        self.conclude(packet, outcome, from, tables, now);
     }
 
     /// Passes on what the underlay said about packets that the port sent.
@@ -298,17 +310,17 @@ impl Forwarder {
             let mut packet = self.pool.take();
             let TunnelError { kind, code, mtu, .. } = error;
             let outcome = icmp::relay(&error.quote, kind, code, mtu, &mut packet, tables, &mut self.limiter, now);
-            self.conclude(packet, outcome, from, tables);
+            self.conclude(packet, outcome, from, tables, now);
             self.notify(Event::TunnelError(error));
         }
     }
 
     /// Sends an ICMP error on its way, if the packet became one.
-    fn conclude(&mut self, mut packet: Packet, outcome: Outcome, from: QueueId, tables: &Tables) {
+    fn conclude(&mut self, mut packet: Packet, outcome: Outcome, from: QueueId, tables: &Tables, now: Duration) {
         match outcome {
             Outcome::Built => {
                 self.stats.originated.add(1);
-                match forward::originate(&mut packet, tables) {
+                match forward::originate(&mut packet, tables, &self.flows, now) {
                     Ok(verdict) => return self.dispatch(packet, verdict, from),
                     Err(reason) => self.lose(&packet, reason, from.port),
                 }

@@ -15,12 +15,14 @@ mod thread;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 pub use forwarder::{Event, Forwarder, LIMIT, ProbeEvent, QUANTUM, QueueId};
 use thread::{Command, Handle};
 
 use crate::drop_reason::DropReason;
+use crate::flow::Flows;
 use crate::io::Queue;
 use crate::stats::{PortStats, WorkerStats};
 use crate::table::{PortId, Publisher};
@@ -63,6 +65,8 @@ pub enum WorkerError {
 #[derive(Debug)]
 pub struct Workers {
     handles: Vec<Handle>,
+    /// What they count time from.
+    start: Instant,
     /// Of the ports that have queues: which of those that had the number.
     generations: BTreeMap<PortId, u64>,
     generation: u64,
@@ -74,13 +78,19 @@ impl Workers {
     ///
     /// # Errors
     /// When there is no descriptor or thread left.
-    pub fn spawn<N>(count: usize, tables: &Publisher, notify: impl Fn() -> N) -> io::Result<Self>
+    pub fn spawn<N>(count: usize, tables: &Publisher, flows: &Arc<Flows>, notify: impl Fn() -> N) -> io::Result<Self>
     where
         N: FnMut(Event) + Send + 'static,
     {
-        let start = |number| thread::spawn(&format!("worker-{number}"), tables.clone(), notify());
-        let handles = (0..count).map(start).collect::<io::Result<_>>()?;
-        Ok(Self { handles, generations: BTreeMap::new(), generation: 0 })
+        let start = Instant::now();
+        let spawn = |number| thread::spawn(&format!("worker-{number}"), tables.clone(), flows.clone(), start, notify());
+        let handles = (0..count).map(spawn).collect::<io::Result<_>>()?;
+        Ok(Self { handles, start, generations: BTreeMap::new(), generation: 0 })
+    }
+
+    /// The time as workers and connections have it.
+    pub fn now(&self) -> Duration {
+        self.start.elapsed()
     }
 
     /// How many there are.

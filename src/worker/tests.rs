@@ -161,7 +161,7 @@ impl Node {
         let stats = Arc::new(WorkerStats::default());
         let (sender, events) = crossbeam_channel::unbounded();
         let notify = move |event| sender.send(event).expect("the test listens");
-        let mut forwarder = Forwarder::new(publisher, stats.clone(), notify);
+        let mut forwarder = Forwarder::new(publisher, Arc::default(), stats.clone(), notify);
         let mut ports = Vec::new();
         for id in [PortId::TUNNEL, PortId::HOST, PortId::TUNNEL_UDP, A, B] {
             let kind = if id.is_tunnel() { Kind::Tunnel { mtu: MTU.into() } } else { Kind::Whole };
@@ -442,7 +442,7 @@ fn one_visit_takes_its_share_and_no_more() {
 fn a_packet_leaves_by_the_queue_with_the_number_it_came_by() {
     let publisher = Publisher::default();
     publisher.publish(tables());
-    let mut forwarder = Forwarder::new(publisher, Arc::default(), |_| {});
+    let mut forwarder = Forwarder::new(publisher, Arc::default(), Arc::default(), |_| {});
     let mut add = |id, count, kind| -> Vec<Far> {
         let (queues, fars): (Vec<Box<dyn Queue>>, _) = (0..count)
             .map(|_| pair(kind).expect("descriptors"))
@@ -562,7 +562,7 @@ fn spawn_with_pods(count: usize) -> (Workers, Vec<Far>, Vec<Far>, Receiver<Event
         let sender = sender.clone();
         move |event| sender.send(event).expect("the test listens")
     };
-    let mut workers = Workers::spawn(count, &publisher, notify).expect("threads");
+    let mut workers = Workers::spawn(count, &publisher, &Arc::default(), notify).expect("threads");
     let [a, b] = [A, B].map(|id| {
         let (queues, fars) = device(2 * count);
         workers.add_port(id, queues, &mut PortStats::default()).expect("added");
@@ -818,7 +818,7 @@ fn a_worker_that_dies_lets_go_of_whom_it_tells() {
         let sender = sender.take();
         move |_| panic!("with {sender:?}")
     };
-    let mut workers = Workers::spawn(1, &Publisher::default(), notify).expect("a thread");
+    let mut workers = Workers::spawn(1, &Publisher::default(), &Arc::default(), notify).expect("a thread");
     let (queues, fars) = device(1);
     workers.add_port(A, queues, &mut PortStats::default()).expect("added");
     fars[0].remove();

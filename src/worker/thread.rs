@@ -21,6 +21,7 @@ use rustix::io::Errno;
 use super::forwarder::{Event, Forwarder, QueueId};
 use super::{PATIENCE, WorkerError};
 use crate::drop_reason::DropReason;
+use crate::flow::Flows;
 use crate::io::Queue;
 use crate::stats::{PortCounters, WorkerStats};
 use crate::table::{PortId, Publisher};
@@ -88,15 +89,21 @@ impl Drop for Handle {
     }
 }
 
-pub(super) fn spawn(name: &str, tables: Publisher, notify: impl FnMut(Event) + Send + 'static) -> io::Result<Handle> {
+/// `start` is what all workers count time from.
+pub(super) fn spawn(
+    name: &str,
+    tables: Publisher,
+    flows: Arc<Flows>,
+    start: Instant,
+    notify: impl FnMut(Event) + Send + 'static,
+) -> io::Result<Handle> {
     let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let waker = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
     epoll::add(&poll, &*waker, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
     let stats = Arc::new(WorkerStats::default());
     let (commands, inbox) = crossbeam_channel::unbounded();
-    let forwarder = Forwarder::new(tables, stats.clone(), notify);
-    let worker =
-        Worker { poll, waker: waker.clone(), inbox, forwarder, generations: Vec::new(), start: Instant::now() };
+    let forwarder = Forwarder::new(tables, flows, stats.clone(), notify);
+    let worker = Worker { poll, waker: waker.clone(), inbox, forwarder, generations: Vec::new(), start };
     let thread = std::thread::Builder::new().name(name.into()).spawn(move || worker.run())?;
     Ok(Handle { commands, waker, stats, thread: Mutex::new(Some(thread)) })
 }
