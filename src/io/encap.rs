@@ -23,19 +23,18 @@
 //! (`ENOBUFS`), when the L3 header is where it should be; else it hands it to `bpf_redirect_neigh`, which drops it without a
 //! word.
 //!
-//! There is no compiler and no object file: the instructions below are the source, and nothing they need is
-//! reserved to GPL programs.
+//! There is no compiler and no object file: the instructions below are the source.
 
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
-use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::ebpf::{
-    Add, And, Byte, Half, Line, Move, R0, R1, R2, R3, R4, R5, Register, STACK, ShiftRight, When, Word, Xor, assemble,
-    call, compute, exit, jump, load_from, store, to_network_order,
+    self, Add, And, Byte, Half, Line, Move, R0, R1, R2, R3, R4, R5, R6, Register, STACK, ShiftRight, TCX_DROP,
+    TCX_NEXT, When, Word, Xor, assemble, call, compute, context, exit, function, jump, load_from, store,
+    to_network_order,
 };
 use crate::sys::bpf::{self, Instruction};
 use crate::sys::packet::IPV4;
@@ -43,8 +42,6 @@ use crate::wire::outer;
 
 /// Length of the message, which is that of an Ethernet header.
 pub(super) const MESSAGE: usize = 14;
-
-const LICENSE: &std::ffi::CStr = c"Apache-2.0";
 
 const KEY: std::ops::Range<usize> = 6..10;
 
@@ -108,28 +105,14 @@ impl Encapsulation {
     pub(super) fn attach(interface: u32, node: Ipv4Addr) -> io::Result<Self> {
         let key = Key::random()?;
         let program = load(key, node)?;
-        let link = bpf::attach_egress(program, interface).map_err(|error| {
-            let reason = match Errno::from_io_error(&error) {
-                Some(Errno::INVAL) => "the kernel has no tcx (Linux 6.6)".into(),
-                _ => format!("can't attach the encapsulation program: {error}"),
-            };
-            io::Error::new(error.kind(), reason)
-        })?;
+        let link = bpf::attach_egress(program, interface)
+            .map_err(|error| ebpf::unattached(&error, "attach the encapsulation program"))?;
         Ok(Self { key, _link: link })
     }
 }
 
 fn load(key: Key, node: Ipv4Addr) -> io::Result<OwnedFd> {
-    bpf::load(&program(key, node), LICENSE).map_err(|refused| {
-        let error = &refused.error;
-        let reason = match Errno::from_io_error(error) {
-            Some(Errno::PERM) => "no BPF (EPERM: needs CAP_BPF and CAP_NET_ADMIN)".into(),
-            Some(Errno::NOSYS) => "the kernel has no BPF".into(),
-            _ if refused.log.is_empty() => format!("can't load the encapsulation program: {error}"),
-            _ => format!("the verifier refuses the encapsulation program: {error}: {}", refused.log),
-        };
-        io::Error::new(error.kind(), reason)
-    })
+    ebpf::load(&program(key, node), "tapir_encap", "encapsulation")
 }
 
 /// Where a jump leads.
@@ -148,20 +131,7 @@ enum Label {
 }
 
 /// Kept in calls: the `struct __sk_buff`.
-const CONTEXT: Register = Register(6);
-
-const SKB_STORE_BYTES: i32 = 9;
-const SKB_ADJUST_ROOM: i32 = 50;
-const SKB_LOAD_BYTES_RELATIVE: i32 = 68;
-const REDIRECT_NEIGH: i32 = 152;
-
-/// Offsets in `struct __sk_buff`.
-mod context {
-    pub const LENGTH: i16 = 0;
-    pub const INTERFACE: i16 = 40;
-    pub const DATA: i16 = 76;
-    pub const DATA_END: i16 = 80;
-}
+const CONTEXT: Register = R6;
 
 /// `BPF_ADJ_ROOM_MAC`: between link header and L3 header.
 const BEHIND_LINK_HEADER: i32 = 1;
@@ -169,8 +139,6 @@ const BEHIND_LINK_HEADER: i32 = 1;
 const OUTER_IPV4: i32 = 1 | 2;
 /// `BPF_HDR_START_NET`.
 const FROM_L3_HEADER: i32 = 1;
-const TCX_NEXT: i32 = -1;
-const TCX_DROP: i32 = 2;
 
 /// Where the outer header is put together, from the end of the stack.
 const OUTER: i16 = -24;
@@ -218,7 +186,7 @@ fn answer_probe() -> Vec<Line<Label>> {
         compute(Add, R3, i32::from(OUTER)),
         compute(Move, R4, 1),
         compute(Move, R5, FROM_L3_HEADER),
-        call(SKB_LOAD_BYTES_RELATIVE),
+        call(function::SKB_LOAD_BYTES_RELATIVE),
         jump(When::Different, R0, 0, Label::Redirect),
         load_from(Byte, R4, STACK, OUTER),
         jump(When::Equal, R4, i32::from(PROBED), Label::Drop),
@@ -286,7 +254,7 @@ fn encapsulate() -> Vec<Line<Label>> {
         compute(Move, R2, outer::LENGTH as i32),
         compute(Move, R3, BEHIND_LINK_HEADER),
         compute(Move, R4, OUTER_IPV4),
-        call(SKB_ADJUST_ROOM),
+        call(function::SKB_ADJUST_ROOM),
         jump(When::Different, R0, 0, Label::Drop),
         compute(Move, R1, CONTEXT),
         compute(Move, R2, MESSAGE as i32),
@@ -294,14 +262,14 @@ fn encapsulate() -> Vec<Line<Label>> {
         compute(Add, R3, i32::from(OUTER)),
         compute(Move, R4, outer::LENGTH as i32),
         compute(Move, R5, 0),
-        call(SKB_STORE_BYTES),
+        call(function::SKB_STORE_BYTES),
         jump(When::Different, R0, 0, Label::Drop),
         Line::Here(Label::Redirect),
         load_from(Word, R1, CONTEXT, context::INTERFACE),
         compute(Move, R2, 0),
         compute(Move, R3, 0),
         compute(Move, R4, 0),
-        call(REDIRECT_NEIGH),
+        call(function::REDIRECT_NEIGH),
         exit(),
     ]
 }
@@ -309,12 +277,12 @@ fn encapsulate() -> Vec<Line<Label>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::ebpf::REDIRECTED;
     use crate::sys::packet;
 
     const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
     const PEER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
     const KEY: Key = Key([0x81, 0x52, 0xff, 0xfe]);
-    const REDIRECTED: u32 = 7;
 
     fn forwarded(tos: u8, df: bool, ipv6: bool) -> [u8; 20] {
         let mut outer = [
@@ -432,7 +400,7 @@ mod tests {
             return;
         }
         let reads_nowhere = assemble::<Label>(&[load_from(Word, R0, R3, 0), exit()]);
-        let refused = bpf::load(&reads_nowhere, LICENSE).expect_err("R3 was never written");
+        let refused = bpf::load(&reads_nowhere, "refused", ebpf::LICENSE).expect_err("R3 was never written");
         assert!(refused.log.contains("R3 !read_ok"), "{}", refused.log);
     }
 }

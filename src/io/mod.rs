@@ -10,6 +10,7 @@ mod filter;
 pub mod memory;
 mod merged;
 pub mod pcap;
+pub mod redirect;
 pub mod tap;
 mod tunnel;
 pub mod tunnel_gso;

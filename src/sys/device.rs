@@ -40,6 +40,24 @@ pub fn kind(socket: impl AsFd, interface: u32) -> io::Result<Kind> {
     })
 }
 
+/// The indices of all devices in the calling thread's network namespace.
+///
+/// # Errors
+/// `ENOBUFS`, `EMFILE`.
+pub fn all() -> io::Result<Vec<u32>> {
+    // SAFETY: it takes nothing, and returns null or a list that is ours until it is freed.
+    let list = unsafe { libc::if_nameindex() };
+    if list.is_null() {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the list has an element of index 0 at its end, and none behind it is looked at.
+    let at = |place: usize| unsafe { (*list.add(place)).if_index };
+    let indices = (0..).map(at).take_while(|&index| index != 0).collect();
+    // SAFETY: it is what `if_nameindex` returned, and is not used afterwards.
+    unsafe { libc::if_freenameindex(list) };
+    Ok(indices)
+}
+
 /// Index of the loopback device of every namespace (`LOOPBACK_IFINDEX`).
 pub const LOOPBACK: u32 = 1;
 

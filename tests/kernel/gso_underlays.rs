@@ -257,7 +257,7 @@ fn the_program_goes_with_the_last_queue() {
     // A device takes 63 programs.
     let others: Vec<_> = a.run(|| {
         let eth0 = index(&a, "eth0");
-        let program = || bpf::load(&LEAVES_ALL, c"").expect("a program");
+        let program = || bpf::load(&LEAVES_ALL, "other", c"").expect("a program");
         (0..62).map(|_| bpf::attach_egress(program(), eth0).expect("attached")).collect()
     });
     drop(open(&a, A));

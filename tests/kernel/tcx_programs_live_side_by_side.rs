@@ -36,7 +36,7 @@ fn tcx_programs_live_side_by_side() {
         let eth0 = index(&a, "eth0");
         let attach = || {
             a.run(|| {
-                let program = bpf::load(&drops_ipip(), c"").expect("a program");
+                let program = bpf::load(&drops_ipip(), "other", c"").expect("a program");
                 bpf::attach_egress(program, eth0).expect("attached")
             })
         };

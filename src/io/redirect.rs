@@ -1,0 +1,467 @@
+//! Programs that bring packets of the world outside to the forwarder and take its answers back, past the host's stack.
+//!
+//! ```text
+//!  underlay ingress ── claimed? ──┐                 ┌── from an own address ──> next hop, through the underlay
+//!                                 ├──> tapir0 ──> tapird ──> tapir0 ingress
+//!        lo ingress ── claimed? ──┘                 └── from one, to one ─────> lo ingress ──> the host's sockets
+//! ```
+//!
+//! A [`Destination`] that is claimed is the forwarder's: a node port, a host port, a port that it translates sources to. An
+//! ICMP error goes with the packet that it quotes. Nothing of it is seen by the host's routes, sockets and netfilter, but for
+//! what the host itself sends and receives. Super-frames stay whole. Whatever is not claimed, and later fragments, are left
+//! to the programs and the stack behind.
+//!
+//! The programs and their maps outlive the process: while nobody has `tapir0` open what they bring is dropped, and TCP sends
+//! again; the host's stack would answer with a reset. Those of an earlier process are found by their names, their maps are
+//! taken over, and they are replaced in place, with no packet in between. [`remove`] takes all away.
+//!
+//! Loopback: what the forwarder answers comes to the host's sockets through `lo`, from one of the host's own addresses,
+//! which the kernel believes of `lo` only where two settings allow it (`host::loopback`).
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+use super::ebpf::{self, REDIRECTED, TCX_NEXT};
+use super::tap::ETHERNET;
+use crate::sys::bpf::{self, Attached, Map};
+use crate::sys::device::{self, Kind};
+
+mod programs;
+
+/// How many destinations can be claimed.
+pub const MAX_CLAIMED: u32 = 128 << 10;
+/// How many addresses the node can have.
+pub const MAX_OWN: u32 = 1024;
+
+const ARRIVING: &str = "tapir_arriving";
+const LEAVING: &str = "tapir_leaving";
+const CLAIMED: &str = "tapir_claimed";
+const OWN: &str = "tapir_own";
+
+/// Address, protocol, a zero, port in network order.
+type Claimed = Map<20, 1>;
+/// Address; what it may do.
+type Own = Map<16, 1>;
+
+/// What packets are claimed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Destination {
+    /// The packet's destination; of an ICMP error, the source of what it quotes.
+    pub address: IpAddr,
+    /// TCP, UDP, SCTP, or ICMP of the address's family.
+    pub protocol: u8,
+    /// The destination port; of ICMP, the identifier of an echo reply.
+    pub port: u16,
+}
+
+impl Destination {
+    fn key(&self) -> [u8; 20] {
+        let mut key = [0; 20];
+        key[..16].copy_from_slice(&mapped(self.address));
+        key[16] = self.protocol;
+        key[18..].copy_from_slice(&self.port.to_be_bytes());
+        key
+    }
+
+    fn of(key: &[u8; 20]) -> Self {
+        let [address @ .., protocol, _, high, low] = *key;
+        let address = Ipv6Addr::from(address).to_canonical();
+        Self { address, protocol, port: u16::from_be_bytes([high, low]) }
+    }
+}
+
+fn mapped(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
+/// The programs at work. They stay when this is dropped.
+#[derive(Debug)]
+pub struct Redirect {
+    claimed_map: Claimed,
+    own_map: Own,
+    /// What is in the maps.
+    claimed: BTreeSet<Destination>,
+    own: BTreeSet<[u8; 16]>,
+}
+
+impl Redirect {
+    /// Attaches the programs to the devices with these indices, in the place of what an earlier process left, whose claims
+    /// stay until they are set anew. `lo` is [`device::LOOPBACK`]. Programs that were left at other devices go.
+    ///
+    /// # Errors
+    /// For people: what is missing. Nothing is attached that was not before, unless a device goes meanwhile.
+    pub fn attach(underlay: u32, tapir0: u32, lo: u32) -> io::Result<Self> {
+        Self::check()?;
+        let left = left()?;
+        let claimed_map = taken_over(&left, CLAIMED, MAX_CLAIMED)?;
+        let own_map = taken_over(&left, OWN, MAX_OWN)?;
+        let link = link_header(underlay)?;
+        let from_underlay = arriving(&claimed_map, link, tapir0)?;
+        let from_lo = arriving(&claimed_map, ETHERNET, tapir0)?;
+        let leaving = ebpf::load(&programs::leaving(&own_map, 0, underlay, lo), LEAVING, "leaving")?;
+        // The way out first: what is brought in is answered.
+        let placed = [(tapir0, &leaving), (underlay, &from_underlay), (lo, &from_lo)];
+        for (interface, program) in placed {
+            let replaced = left.iter().find(|(at, _)| *at == interface).map(|(_, old)| &old.program);
+            bpf::attach_ingress(program, interface, replaced)
+                .map_err(|error| ebpf::unattached(&error, "attach a program"))?;
+        }
+        let mut met = BTreeSet::new();
+        for (interface, old) in &left {
+            let replaced = placed.iter().any(|(at, _)| at == interface) && met.insert(*interface);
+            if !replaced {
+                detach(*interface, old)?;
+            }
+        }
+        let claimed = claimed_map.keys()?.iter().map(Destination::of).collect();
+        let own = own_map.keys()?.into_iter().collect();
+        Ok(Self { claimed_map, own_map, claimed, own })
+    }
+
+    /// Whether the kernel runs the programs, and they tell what is claimed from what isn't. Attaches nothing.
+    ///
+    /// # Errors
+    /// For people: what is missing.
+    pub fn check() -> io::Result<()> {
+        bpf::at_ingress(device::LOOPBACK).map_err(|error| ebpf::unattached(&error, "ask for programs"))?;
+        let map = Claimed::create(CLAIMED, 1).map_err(|error| ebpf::explained(&error, "make a map"))?;
+        let address = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+        map.insert(&Destination { address, protocol: 17, port: 7 }.key(), &[0])?;
+        let program = arriving(&map, ETHERNET, device::LOOPBACK)?;
+        let own = Own::create(OWN, 1)?;
+        ebpf::load(&programs::leaving(&own, 0, device::LOOPBACK, device::LOOPBACK), LEAVING, "leaving")?;
+        for (port, expected) in [(7, REDIRECTED), (8, TCX_NEXT as u32)] {
+            let (returned, _) = bpf::try_out(&program, &datagram(port))?;
+            if returned != expected {
+                let reason = format!("the program that brings packets returned {returned}, not {expected}");
+                return Err(io::Error::other(reason));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes what is claimed these. New ones are claimed before others are let go.
+    ///
+    /// # Errors
+    /// `StorageFull` beyond [`MAX_CLAIMED`], or that of the kernel. What was done until then stays, and is known.
+    pub fn claim(&mut self, destinations: &BTreeSet<Destination>) -> io::Result<()> {
+        if destinations.len() > MAX_CLAIMED as usize {
+            let reason = format!("{} destinations are more than {MAX_CLAIMED}", destinations.len());
+            return Err(io::Error::new(io::ErrorKind::StorageFull, reason));
+        }
+        if *destinations == self.claimed {
+            return Ok(());
+        }
+        let new: Vec<_> = destinations.difference(&self.claimed).copied().collect();
+        let old: Vec<_> = self.claimed.difference(destinations).copied().collect();
+        // Both may be more than there is room for.
+        let room = MAX_CLAIMED as usize - self.claimed.len();
+        let (early, late) = old.split_at(new.len().saturating_sub(room).min(old.len()));
+        self.release(early)?;
+        for destination in new {
+            self.claimed_map.insert(&destination.key(), &[0])?;
+            self.claimed.insert(destination);
+        }
+        self.release(late)
+    }
+
+    fn release(&mut self, destinations: &[Destination]) -> io::Result<()> {
+        for destination in destinations {
+            self.claimed_map.remove(&destination.key())?;
+            self.claimed.remove(destination);
+        }
+        Ok(())
+    }
+
+    /// Says which addresses are the node's own: what the forwarder sends from one of them leaves by the underlay, or stays
+    /// in the host when it is for one of them. Loopback addresses need not be named; what comes from one never leaves.
+    ///
+    /// # Errors
+    /// `E2BIG` beyond [`MAX_OWN`], or another of the kernel's. What was done until then stays, and is known.
+    pub fn set_own(&mut self, addresses: &[IpAddr]) -> io::Result<()> {
+        let loopback = IpAddr::V6(Ipv6Addr::LOCALHOST);
+        let mut wanted = BTreeSet::new();
+        for address in addresses.iter().copied().chain([loopback]) {
+            let key = mapped(address);
+            let value = if address.is_loopback() { programs::STAYS } else { programs::LEAVES };
+            self.own_map.insert(&key, &[value])?;
+            self.own.insert(key);
+            wanted.insert(key);
+        }
+        for key in self.own.difference(&wanted).copied().collect::<Vec<_>>() {
+            self.own_map.remove(&key)?;
+            self.own.remove(&key);
+        }
+        Ok(())
+    }
+}
+
+/// Takes the programs from all devices, and what was claimed with them. False when there were none.
+///
+/// # Errors
+/// `EPERM` without CAP_NET_ADMIN and CAP_SYS_ADMIN.
+pub fn remove() -> io::Result<bool> {
+    let left = match left() {
+        // Then there are none.
+        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::INVAL | Errno::NOSYS)) => return Ok(false),
+        other => other?,
+    };
+    left.iter().try_for_each(|(interface, old)| detach(*interface, old))?;
+    Ok(!left.is_empty())
+}
+
+/// Our programs at all devices, by the device's index.
+fn left() -> io::Result<Vec<(u32, Attached)>> {
+    let mut left = Vec::new();
+    for interface in device::all()? {
+        match bpf::at_ingress(interface) {
+            Ok(attached) => {
+                let ours = attached.into_iter().filter(|one| one.name == ARRIVING || one.name == LEAVING);
+                left.extend(ours.map(|one| (interface, one)));
+            }
+            Err(error) if is_gone(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(left)
+}
+
+/// A map of an earlier process, or a new one.
+fn taken_over<const K: usize>(left: &[(u32, Attached)], name: &str, entries: u32) -> io::Result<Map<K, 1>> {
+    for &id in left.iter().flat_map(|(_, old)| &old.maps) {
+        if let Ok(Some(map)) = Map::find(id, name, entries) {
+            return Ok(map);
+        }
+    }
+    Map::create(name, entries).map_err(|error| ebpf::explained(&error, "make a map"))
+}
+
+fn arriving(claimed: &Claimed, link: usize, tapir0: u32) -> io::Result<OwnedFd> {
+    ebpf::load(&programs::arriving(claimed, link, tapir0), ARRIVING, "arriving")
+}
+
+/// The length of a device's link header.
+fn link_header(interface: u32) -> io::Result<usize> {
+    /// `ARPHRD_NONE`, as WireGuard and TUN devices are.
+    const NONE: u16 = 0xfffe;
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    match device::kind(&socket, interface)? {
+        Kind::Ethernet | Kind::Loopback => Ok(ETHERNET),
+        Kind::Other(NONE) => Ok(0),
+        Kind::Other(kind) => {
+            let reason = format!("the underlay is no Ethernet device (ARPHRD {kind})");
+            Err(io::Error::new(io::ErrorKind::Unsupported, reason))
+        }
+    }
+}
+
+fn detach(interface: u32, old: &Attached) -> io::Result<()> {
+    match bpf::detach_ingress(&old.program, interface) {
+        Err(error) if !is_gone(&error) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NODEV | Errno::NOENT))
+}
+
+/// A frame with a UDP datagram for 192.0.2.1.
+fn datagram(port: u16) -> Vec<u8> {
+    let mut frame = vec![0; ETHERNET - 2];
+    frame.extend([8, 0, 0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 192, 0, 2, 9, 192, 0, 2, 1, 0, 1]);
+    frame.extend(port.to_be_bytes());
+    frame.extend([0, 8, 0, 0]);
+    frame
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::ebpf::TCX_DROP;
+
+    const NODE: &str = "192.0.2.1";
+    const NODE6: &str = "2001:db8::1";
+    const FAR: &str = "203.0.113.7";
+    const FAR6: &str = "2001:db8:f::7";
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    fn octets(text: &str) -> Vec<u8> {
+        match address(text) {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        }
+    }
+
+    /// An IP packet, with so many bytes of options.
+    fn packet(from: &str, to: &str, options: usize, fragment: u16, protocol: u8, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = match address(from) {
+            IpAddr::V4(_) => {
+                let length = ((20 + options + payload.len()) as u16).to_be_bytes();
+                let fragment = fragment.to_be_bytes();
+                let first = 0x45 + (options / 4) as u8;
+                vec![first, 0, length[0], length[1], 0, 1, fragment[0], fragment[1], 64, protocol, 0, 0]
+            }
+            IpAddr::V6(_) => vec![0x60, 0, 0, 0, 0, payload.len() as u8, protocol, 64],
+        };
+        bytes.extend([octets(from), octets(to), vec![1; options], payload.to_vec()].concat());
+        bytes
+    }
+
+    /// Ports, and what is behind them.
+    fn ports(from: u16, to: u16) -> Vec<u8> {
+        [&from.to_be_bytes()[..], &to.to_be_bytes(), &[0; 16]].concat()
+    }
+
+    fn icmp(kind: u8, identifier: u16, rest: &[u8]) -> Vec<u8> {
+        [&[kind, 0, 0, 0][..], &identifier.to_be_bytes(), &[0, 1], rest].concat()
+    }
+
+    fn framed(packet: &[u8]) -> Vec<u8> {
+        let kind: &[u8] = if packet[0] >> 4 == 4 { &[8, 0] } else { &[0x86, 0xdd] };
+        [&[2; 12][..], kind, packet].concat()
+    }
+
+    fn skipped() -> bool {
+        match Redirect::check() {
+            Ok(()) => false,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                eprintln!("skipped: {error}");
+                true
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn what_is_claimed_is_redirected() {
+        if skipped() {
+            return;
+        }
+        let map = Claimed::create(CLAIMED, 100).expect("a map");
+        for (node, icmp) in [(NODE, 1), (NODE6, 58)] {
+            for protocol in [6, 17, 132, icmp] {
+                let claimed = Destination { address: address(node), protocol, port: 0x1234 };
+                map.insert(&claimed.key(), &[0]).expect("room");
+            }
+        }
+        let program = arriving(&map, ETHERNET, 1).expect("a program");
+        let came = |packet: &[u8]| bpf::try_out(&program, &framed(packet)).expect("runs").0;
+        let next = TCX_NEXT as u32;
+        for (node, far, message, reply, request, errors) in
+            [(NODE, FAR, 1, 0, 8, &[3, 11, 12][..]), (NODE6, FAR6, 58, 129, 128, &[1, 2, 3, 4])]
+        {
+            let ipv4 = message == 1;
+            for protocol in [6, 17, 132] {
+                let to = |port| packet(far, node, 0, 0x4000, protocol, &ports(9, port));
+                assert_eq!(came(&to(0x1234)), REDIRECTED, "{node} {protocol}");
+                assert_eq!(came(&to(0x3412)), next);
+                assert_eq!(came(&packet(node, far, 0, 0, protocol, &ports(9, 0x1234))), next, "another address");
+                let quote = packet(node, far, 0, 0, protocol, &ports(0x1234, 9)[..8]);
+                let other = packet(node, far, 0, 0, protocol, &ports(9, 0x1234)[..8]);
+                for &error in errors {
+                    let told = |quote: &[u8]| came(&packet(far, node, 0, 0, message, &icmp(error, 0, quote)));
+                    assert_eq!(told(&quote), REDIRECTED, "{node} {protocol} {error}");
+                    assert_eq!(told(&other), next);
+                    assert_eq!(told(&quote[..quote.len() - 1]), next, "cut");
+                }
+                if ipv4 {
+                    let with = |options, fragment| packet(far, node, options, fragment, protocol, &ports(9, 0x1234));
+                    assert_eq!(came(&with(40, 0)), REDIRECTED, "options");
+                    assert_eq!(came(&with(0, 0x2000)), REDIRECTED, "the first fragment");
+                    assert_eq!(came(&with(0, 0x2001)), next, "a later one");
+                    for (options, fragment) in [(4, 0), (0, 1)] {
+                        let quote = packet(node, far, options, fragment, protocol, &ports(0x1234, 9));
+                        assert_eq!(came(&packet(far, node, 0, 0, 1, &icmp(3, 0, &quote))), next);
+                    }
+                }
+            }
+            let echo = |kind, identifier| packet(far, node, 0, 0, message, &icmp(kind, identifier, &[7; 9]));
+            assert_eq!(came(&echo(reply, 0x1234)), REDIRECTED, "{node}");
+            assert_eq!(came(&echo(reply, 0x1233)), next);
+            assert_eq!(came(&echo(request, 0x1234)), next, "a request is for the host");
+            let quoted = |kind| packet(node, far, 0, 0, message, &icmp(kind, 0x1234, &[]));
+            let told = |quote: &[u8]| came(&packet(far, node, 0, 0, message, &icmp(errors[0], 0, quote)));
+            assert_eq!(told(&quoted(request)), REDIRECTED);
+            assert_eq!(told(&quoted(reply)), next);
+            for protocol in [2, 4, 41, 47] {
+                assert_eq!(came(&packet(far, node, 0, 0, protocol, &ports(9, 0x1234))), next);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_whole_packet_is_left_to_the_host() {
+        if skipped() {
+            return;
+        }
+        let map = Claimed::create(CLAIMED, 1).expect("a map");
+        map.insert(&Destination { address: address(NODE), protocol: 6, port: 7 }.key(), &[0]).expect("room");
+        let program = arriving(&map, ETHERNET, 1).expect("a program");
+        let whole = framed(&packet(FAR, NODE, 0, 0, 6, &ports(9, 7)));
+        for length in ETHERNET + 20..ETHERNET + 28 {
+            let (returned, after) = bpf::try_out(&program, &whole[..length]).expect("runs");
+            assert_eq!((returned as i32, &after[..]), (TCX_NEXT, &whole[..length]), "{length} bytes");
+        }
+        let arp = [&[2; 12][..], &[8, 6], &[0; 46]].concat();
+        assert_eq!(bpf::try_out(&program, &arp).expect("runs").0 as i32, TCX_NEXT);
+    }
+
+    #[test]
+    fn own_sources_leave_or_come_home() {
+        if skipped() {
+            return;
+        }
+        let map = Own::create(OWN, 10).expect("a map");
+        for (own, value) in [(NODE, programs::LEAVES), (NODE6, programs::LEAVES), ("::1", programs::STAYS)] {
+            map.insert(&mapped(address(own)), &[value]).expect("room");
+        }
+        let instructions = programs::leaving(&map, ETHERNET, 7, 1);
+        let program = ebpf::load(&instructions, LEAVING, "leaving").expect("a program");
+        let cases = [
+            (NODE, FAR, REDIRECTED as i32, 0),
+            (NODE6, FAR6, REDIRECTED as i32, 0),
+            (NODE, NODE, REDIRECTED as i32, 0x0800),
+            (NODE6, NODE6, REDIRECTED as i32, 0x86dd),
+            (NODE, "127.0.0.1", REDIRECTED as i32, 0x0800),
+            ("127.0.0.1", "127.0.0.1", REDIRECTED as i32, 0x0800),
+            ("127.1.2.3", NODE, REDIRECTED as i32, 0x0800),
+            ("::1", "::1", REDIRECTED as i32, 0x86dd),
+            ("127.0.0.1", FAR, TCX_DROP, -1),
+            ("::1", FAR6, TCX_DROP, -1),
+            (FAR, NODE, TCX_NEXT, -1),
+            (FAR, "127.0.0.1", TCX_NEXT, -1),
+            (FAR6, NODE6, TCX_NEXT, -1),
+        ];
+        for (from, to, expected, kind) in cases {
+            let frame = framed(&packet(from, to, 0, 0, 6, &ports(1, 2)));
+            let (returned, after) = bpf::try_out(&program, &frame).expect("runs");
+            assert_eq!(returned as i32, expected, "{from} to {to}");
+            if expected == REDIRECTED as i32 {
+                assert_eq!(after[12..14], (kind as u16).to_be_bytes(), "{from} to {to}");
+                assert_eq!(after[14..], frame);
+            } else if expected == TCX_NEXT {
+                assert_eq!(after, frame);
+            }
+        }
+    }
+
+    #[test]
+    fn keys_are_destinations() {
+        for (text, protocol, port) in [(NODE, 6, 80), (NODE6, 17, 0xff00), ("127.0.0.1", 1, 255)] {
+            let destination = Destination { address: address(text), protocol, port };
+            assert_eq!(Destination::of(&destination.key()), destination);
+        }
+    }
+}
