@@ -9,6 +9,8 @@
 //! | [`underlay`] | the network between nodes |
 //! | [`backend`] | which way of tunnelling the kernel is able to |
 //! | [`icmp`] | echo requests to other nodes, past the tunnel |
+//! | [`loopback`] | what the kernel believes of packets that come in through `lo` |
+//! | [`masquerade`] | source translation by the host |
 //! | [`clock`] | time since boot, and which boot |
 //!
 //! Everything here is synchronous and idempotent, and says what it did not manage to do.
@@ -16,6 +18,8 @@
 pub mod backend;
 pub mod clock;
 pub mod icmp;
+pub mod loopback;
+pub mod masquerade;
 pub mod netns;
 pub mod pod;
 pub mod routes;
@@ -122,6 +126,33 @@ pub enum HostError {
     /// Direct routes need the host to forward.
     #[error("can't set net.ipv4.ip_forward, which routes without a tunnel need: {source}; set it, or encapsulate")]
     Forwarding {
+        /// Why not.
+        source: io::Error,
+    },
+    /// Without it the host drops what is answered to its own connections to node ports and host ports.
+    #[error(
+        "can't set net.ipv4.conf.lo.{setting}, without which the host can't reach its own host ports: {source}; set it to 1"
+    )]
+    Loopback {
+        /// The setting.
+        setting: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Masquerading by the host takes nftables.
+    #[error("no nft in PATH, which masquerading by the host takes: install nftables, or have tapir translate sources")]
+    NoNft,
+    /// The rules are not in force.
+    #[error("nft refuses the rules that masquerade: {complaint}")]
+    Nft {
+        /// What it says first.
+        complaint: String,
+    },
+    /// What is masqueraded has to be forwarded.
+    #[error("can't set {setting}, which masquerading by the host needs: {source}; set it to 1")]
+    MasqueradeForwarding {
+        /// The setting.
+        setting: &'static str,
         /// Why not.
         source: io::Error,
     },

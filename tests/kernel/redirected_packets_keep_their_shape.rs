@@ -1,15 +1,35 @@
 //! Relied on by `io::redirect`: a packet redirected from an Ethernet device's ingress to a TUN's egress comes without its
-//! link header and otherwise as it was, a super-frame whole; the host's stack and netfilter have not seen it. What is
-//! written to the TUN from an own address leaves by the underlay with the MAC of the next hop, a super-frame whole as well.
+//! link header and otherwise as it was, a super-frame whole. What is written to the TUN from an own address leaves by the
+//! underlay for the MAC of the next hop, a super-frame whole as well. The host's stack sees neither.
 
-use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-use tapir::io::redirect::{Destination, Redirect};
-use tapir::packet::{Gso, Packet};
-use tapir::sys::device::LOOPBACK;
-use tapir::sys::tap::{Layer, VNET_HEADER, open_queue};
-use tapir::wire::virtio_net;
+use crate::namespace::privileged;
+use crate::translator::{NODE, Translator, World, connect, echo};
+
+#[test]
+fn redirected_packets_keep_their_shape() {
+    if !privileged() {
+        return;
+    }
+    // As they are, and where the outside's kernel computes checksums and ours joins what it has cut.
+    for offloads in ["", "tx off tso off"] {
+        let world = World::new();
+        if !offloads.is_empty() {
+            world.outside.shell(&format!("ethtool -K eth0 {offloads}"));
+            world.host.shell("ethtool -K eth0 gro on");
+        }
+        let translator = Translator::start(&world, NODE, false);
+        let _redirect = world.redirect(&[NODE]);
+        let server = world.serve();
+        let mut client = connect(&world.outside, NODE);
+        echo(&mut client, 4 << 20);
+        drop(client);
+        server.join().expect("served");
+        for longest in translator.longest.iter() {
+            let longest = longest.load(Ordering::Relaxed);
+            assert!(longest > 20_000, "{offloads}: no more than {longest} bytes in one");
+        }
+        assert_eq!(world.seen_by_the_host(), 0, "{offloads}");
+    }
+}
