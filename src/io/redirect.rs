@@ -97,10 +97,10 @@ impl Redirect {
     /// stay until they are set anew. `lo` is [`device::LOOPBACK`]. Programs that were left at other devices go.
     ///
     /// # Errors
-    /// For people: what is missing. Nothing is attached that was not before, unless a device goes meanwhile.
+    /// For people: what is missing. No device has a program then that had none before.
     pub fn attach(underlay: u32, tapir0: u32, lo: u32) -> io::Result<Self> {
         Self::check()?;
-        let left = left()?;
+        let left = left().map_err(|error| ebpf::unattached(&error, "find the programs of an earlier process"))?;
         let claimed_map = taken_over(&left, CLAIMED, MAX_CLAIMED)?;
         let own_map = taken_over(&left, OWN, MAX_OWN)?;
         let link = link_header(underlay)?;
@@ -108,19 +108,7 @@ impl Redirect {
         let from_lo = arriving(&claimed_map, ETHERNET, tapir0)?;
         let leaving = ebpf::load(&programs::leaving(&own_map, 0, underlay, lo), LEAVING, "leaving")?;
         // The way out first: what is brought in is answered.
-        let placed = [(tapir0, &leaving), (underlay, &from_underlay), (lo, &from_lo)];
-        for (interface, program) in placed {
-            let replaced = left.iter().find(|(at, _)| *at == interface).map(|(_, old)| &old.program);
-            bpf::attach_ingress(program, interface, replaced)
-                .map_err(|error| ebpf::unattached(&error, "attach a program"))?;
-        }
-        let mut met = BTreeSet::new();
-        for (interface, old) in &left {
-            let replaced = placed.iter().any(|(at, _)| at == interface) && met.insert(*interface);
-            if !replaced {
-                detach(*interface, old)?;
-            }
-        }
+        place(&left, &[(tapir0, leaving), (underlay, from_underlay), (lo, from_lo)])?;
         let claimed = claimed_map.keys()?.iter().map(Destination::of).collect();
         let own = own_map.keys()?.into_iter().collect();
         Ok(Self { claimed_map, own_map, claimed, own })
@@ -166,10 +154,10 @@ impl Redirect {
         let room = MAX_CLAIMED as usize - self.claimed.len();
         let (early, late) = old.split_at(new.len().saturating_sub(room).min(old.len()));
         self.release(early)?;
-        for destination in new {
-            self.claimed_map.insert(&destination.key(), &[0])?;
-            self.claimed.insert(destination);
-        }
+        let keys: Vec<_> = new.iter().map(Destination::key).collect();
+        let (done, result) = self.claimed_map.insert_all(&keys, &[0]);
+        self.claimed.extend(&new[..done]);
+        result?;
         self.release(late)
     }
 
@@ -232,6 +220,28 @@ fn left() -> io::Result<Vec<(u32, Attached)>> {
         }
     }
     Ok(left)
+}
+
+/// Attaches programs to devices, in the place of what was left there. What was left elsewhere goes.
+fn place(left: &[(u32, Attached)], programs: &[(u32, OwnedFd)]) -> io::Result<()> {
+    let first = |interface: u32| left.iter().position(|(at, _)| *at == interface);
+    for (done, (interface, program)) in programs.iter().enumerate() {
+        let replaced = first(*interface).map(|place| &left[place].1.program);
+        if let Err(error) = bpf::attach_ingress(program, *interface, replaced) {
+            for (interface, program) in programs[..done].iter().filter(|(interface, _)| first(*interface).is_none()) {
+                // It goes with the device otherwise, which is what has most likely gone.
+                let _ = bpf::detach_ingress(program, *interface);
+            }
+            return Err(ebpf::unattached(&error, "attach a program"));
+        }
+    }
+    for (place, (interface, old)) in left.iter().enumerate() {
+        let replaced = programs.iter().any(|(at, _)| at == interface) && first(*interface) == Some(place);
+        if !replaced {
+            detach(*interface, old)?;
+        }
+    }
+    Ok(())
 }
 
 /// A map of an earlier process, or a new one.

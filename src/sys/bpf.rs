@@ -224,9 +224,7 @@ pub fn at_ingress(interface: u32) -> io::Result<Vec<Attached>> {
     };
     // SAFETY: `attributes` begins `union bpf_attr` for PROG_QUERY; both arrays have `count` elements and outlive the
     // call. The kernel writes to them and to the attributes, which are borrowed mutably.
-    check(unsafe {
-        libc::syscall(libc::SYS_bpf, PROG_QUERY, &raw mut attributes, size_of::<Attributes>() as libc::c_uint)
-    })?;
+    unsafe { bpf_mut(PROG_QUERY, &mut attributes) }?;
     let found = programs.iter().zip(links).take(attributes.count as usize);
     let mut attached = Vec::new();
     for (&program, _) in found.filter(|&(_, link)| link == 0) {
@@ -311,9 +309,7 @@ pub fn try_out(program: impl AsFd, frame: &[u8]) -> io::Result<(u32, Vec<u8>)> {
     };
     // SAFETY: `attributes` begins `union bpf_attr` for PROG_TEST_RUN; both buffers outlive the call and have the sizes
     // given. The kernel writes to the output and to the attributes, which are borrowed mutably.
-    check(unsafe {
-        libc::syscall(libc::SYS_bpf, PROG_TEST_RUN, &raw mut attributes, size_of::<Attributes>() as libc::c_uint)
-    })?;
+    unsafe { bpf_mut(PROG_TEST_RUN, &mut attributes) }?;
     output.truncate(attributes.output_size as usize);
     Ok((attributes.returned, output))
 }
@@ -339,6 +335,17 @@ unsafe fn bpf<T>(command: c_int, attributes: &T) -> io::Result<c_long> {
     // SAFETY: the caller answers for the attributes.
     check(unsafe {
         libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>() as libc::c_uint)
+    })
+}
+
+/// A call of `bpf(2)` that may write to its attributes.
+///
+/// # Safety
+/// As with [`bpf`].
+unsafe fn bpf_mut<T>(command: c_int, attributes: &mut T) -> io::Result<c_long> {
+    // SAFETY: the caller answers for the attributes.
+    check(unsafe {
+        libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>() as libc::c_uint)
     })
 }
 

@@ -35,6 +35,7 @@ mod raw_socket_hears_merged_frames;
 mod raw_socket_hears_udp;
 mod raw_socket_silences_protocol_unreachable;
 mod raw_socket_tells_icmp_errors;
+mod redirected_datagrams;
 mod redirected_loopback_needs_two_settings;
 mod redirected_packets_keep_their_shape;
 mod removed_tap_wakes_its_reader;

@@ -71,8 +71,8 @@ fn programs_at_other_devices_go() {
     let world = World::new();
     let _translator = Translator::start(&world, NODE, false);
     drop(world.redirect(&[NODE]));
-    world.host.ip("link add dummy0 type dummy");
-    let [eth0, other, tapir0] = ["eth0", "dummy0", "tapir0"].map(|name| index(&world.host, name));
+    world.host.ip("link add other type veth peer name end");
+    let [eth0, other, tapir0] = ["eth0", "other", "tapir0"].map(|name| index(&world.host, name));
     let attach = |underlay| world.host.run(|| Redirect::attach(underlay, tapir0, LOOPBACK)).expect("the programs");
     let _redirect = attach(other);
     let programs = |at| world.host.run(|| bpf::at_ingress(at)).expect("asked").len();

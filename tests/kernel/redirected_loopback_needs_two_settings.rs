@@ -43,7 +43,8 @@ fn redirected_loopback_needs_two_settings() {
     }
 }
 
-/// An own source is enough where no loopback address is in it.
+/// An own source is all there is to allow where no loopback address is in it. To a firewall that follows connections the
+/// answers belong to the one that the host has opened.
 #[test]
 fn an_own_address_needs_one_setting() {
     if !privileged() {
@@ -54,6 +55,9 @@ fn an_own_address_needs_one_setting() {
     let _redirect = world.redirect(&[NODE]);
     let server = world.serve();
     world.host.shell("echo 1 > /proc/sys/net/ipv4/conf/lo/accept_local");
+    let firewall = "add table inet f; add chain inet f c { type filter hook input priority 0; policy drop; }; \
+                    add rule inet f c ct state established accept";
+    world.host.shell(&format!("nft '{firewall}'"));
     let mut client = connect(&world.host, NODE);
     echo(&mut client, 10_000);
     drop(client);

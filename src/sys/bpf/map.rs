@@ -4,15 +4,18 @@ use std::ffi::{c_int, c_long};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use super::{InfoRequest, OBJ_GET_INFO_BY_FD, bpf, bpf_fd, name};
+use super::{InfoRequest, OBJ_GET_INFO_BY_FD, bpf, bpf_fd, bpf_mut, name};
 
 const MAP_CREATE: c_int = 0;
 const MAP_LOOKUP_ELEM: c_int = 1;
 const MAP_UPDATE_ELEM: c_int = 2;
 const MAP_DELETE_ELEM: c_int = 3;
-const MAP_GET_NEXT_KEY: c_int = 4;
 const MAP_GET_FD_BY_ID: c_int = 14;
+const MAP_LOOKUP_BATCH: c_int = 24;
+const MAP_UPDATE_BATCH: c_int = 26;
 const MAP_TYPE_HASH: u32 = 1;
+/// How many keys are asked for at a time, which is far more than ever share a bucket.
+const CHUNK: usize = 8192;
 /// Entries take memory when they are there (`BPF_F_NO_PREALLOC`).
 const NO_PREALLOC: u32 = 1;
 
@@ -126,22 +129,57 @@ impl<const K: usize, const V: usize> Map<K, V> {
         Ok(found(unsafe { bpf(MAP_LOOKUP_ELEM, &attributes) })?.then_some(value))
     }
 
+    /// Puts entries with the same value in, or changes them: the first so many are done, all unless there is an error.
+    ///
+    /// # Errors
+    /// Those of [`Map::insert`].
+    pub fn insert_all(&self, keys: &[[u8; K]], value: &[u8; V]) -> (usize, io::Result<()>) {
+        if keys.is_empty() {
+            return (0, Ok(()));
+        }
+        let mut values = vec![*value; keys.len()];
+        let mut batch = Batch {
+            keys: keys.as_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: keys.len() as u32,
+            map: self.0.as_raw_fd(),
+            ..Batch::default()
+        };
+        // SAFETY: `batch` begins `union bpf_attr` for MAP_UPDATE_BATCH; there are `count` keys of `K` bytes and as many
+        // values of `V`, which the kernel only reads. It writes `count`.
+        let result = unsafe { bpf_mut(MAP_UPDATE_BATCH, &mut batch) };
+        // Where it has not come to counting, it leaves what was there.
+        let done = if result.is_err() && batch.count as usize == keys.len() { 0 } else { batch.count as usize };
+        (done, result.map(drop))
+    }
+
     /// All keys, in no order. What others put in or take out meanwhile may be missed or met twice.
     ///
     /// # Errors
-    /// None that is to be expected.
+    /// `ENOMEM`.
     pub fn keys(&self) -> io::Result<Vec<[u8; K]>> {
-        let mut keys: Vec<[u8; K]> = Vec::new();
+        let (mut all, mut place) = (Vec::new(), None);
+        let (mut keys, mut values) = (vec![[0; K]; CHUNK], vec![[0_u8; V]; CHUNK]);
         loop {
-            let mut next = [0; K];
-            let last = keys.last().map_or(0, |key| key.as_ptr() as u64);
-            let attributes = Element { map: self.0.as_raw_fd(), key: last, value: next.as_mut_ptr() as u64, flags: 0 };
-            // SAFETY: `attributes` begins `union bpf_attr` for MAP_GET_NEXT_KEY; the map's keys have `K` bytes. The
-            // kernel reads one, or none, and writes one to `next`; both outlive the call.
-            if !found(unsafe { bpf(MAP_GET_NEXT_KEY, &attributes) })? {
-                return Ok(keys);
+            let mut next = 0_u32;
+            let mut batch = Batch {
+                from: place.as_ref().map_or(0, |place: &u32| std::ptr::from_ref(place) as u64),
+                to: (&raw mut next) as u64,
+                keys: keys.as_mut_ptr() as u64,
+                values: values.as_mut_ptr() as u64,
+                count: CHUNK as u32,
+                map: self.0.as_raw_fd(),
+                ..Batch::default()
+            };
+            // SAFETY: `batch` begins `union bpf_attr` for MAP_LOOKUP_BATCH; there is room for `count` keys of `K` bytes and
+            // as many values of `V`. Where the kernel is in a hash map is 4 bytes, which it reads, if any, from `place`, and
+            // writes to `next`. It writes `count`.
+            let more = found(unsafe { bpf_mut(MAP_LOOKUP_BATCH, &mut batch) })?;
+            all.extend(keys.iter().take(batch.count as usize));
+            if !more {
+                return Ok(all);
             }
-            keys.push(next);
+            place = Some(next);
         }
     }
 }
@@ -157,6 +195,19 @@ struct Element {
     map: RawFd,
     key: u64,
     value: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Batch {
+    from: u64,
+    to: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: RawFd,
+    element_flags: u64,
     flags: u64,
 }
 
