@@ -94,7 +94,8 @@ pub struct Redirect {
 
 impl Redirect {
     /// Attaches the programs to the devices with these indices, in the place of what an earlier process left, whose claims
-    /// stay until they are set anew. `lo` is [`device::LOOPBACK`]. Programs that were left at other devices go.
+    /// stay until they are set anew; it must not claim any more. `lo` is [`device::LOOPBACK`]. Programs that were left at
+    /// other devices go. Again when one of the devices has been made anew: its program has gone with it.
     ///
     /// # Errors
     /// For people: what is missing. No device has a program then that had none before.
@@ -103,14 +104,14 @@ impl Redirect {
         let left = left().map_err(|error| ebpf::unattached(&error, "find the programs of an earlier process"))?;
         let claimed_map = taken_over(&left, CLAIMED, MAX_CLAIMED)?;
         let own_map = taken_over(&left, OWN, MAX_OWN)?;
+        let claimed = claimed_map.keys()?.iter().map(Destination::of).collect();
+        let own = own_map.keys()?.into_iter().collect();
         let link = link_header(underlay)?;
         let from_underlay = arriving(&claimed_map, link, tapir0)?;
         let from_lo = arriving(&claimed_map, ETHERNET, tapir0)?;
         let leaving = ebpf::load(&programs::leaving(&own_map, 0, underlay, lo), LEAVING, "leaving")?;
         // The way out first: what is brought in is answered.
         place(&left, &[(tapir0, leaving), (underlay, from_underlay), (lo, from_lo)])?;
-        let claimed = claimed_map.keys()?.iter().map(Destination::of).collect();
-        let own = own_map.keys()?.into_iter().collect();
         Ok(Self { claimed_map, own_map, claimed, own })
     }
 

@@ -14,7 +14,7 @@ use tapir::sys::device::LOOPBACK;
 use tapir::sys::tap::{Layer, open_queue};
 
 use crate::gso_tunnel::{index, ready};
-use crate::namespace::{Namespace, privileged, veth};
+use crate::namespace::{Namespace, join, privileged, veth};
 
 const CLAIMED: u16 = 40_000;
 
@@ -137,5 +137,65 @@ fn redirected_datagrams() {
         let mut buffer = [0; 100];
         let (length, from) = socket.recv_from(&mut buffer).expect("came");
         assert_eq!((&buffer[..length], from.ip(), from.port()), (&b"back"[..], near, CLAIMED));
+    }
+}
+
+/// `tapir0` remembers the queue that a flow's packets were written to (`tun_flow_update`), by a hash that is the same both
+/// ways: so the worker that translates one direction gets the other.
+#[test]
+fn replies_come_to_the_queue_that_sent() {
+    if !privileged() {
+        return;
+    }
+    let [host, outside]: [Namespace; 2] = std::array::from_fn(|_| Namespace::new());
+    join(&host, "192.0.2.1/24", &outside, "192.0.2.2/24");
+    let [own, far] = ["192.0.2.1", "192.0.2.2"].map(|one| one.parse::<IpAddr>().expect("an address"));
+    let queue =
+        |_| Tap::new(host.run(|| open_queue("tapir0", Layer::Ip)).expect("a TUN").0, Layer::Ip).expect("a file");
+    let mut queues: [Tap; 4] = std::array::from_fn(queue);
+    host.ip("link set tapir0 up");
+    let (underlay, tun) = (index(&host, "eth0"), index(&host, "tapir0"));
+    let mut redirect = host.run(|| Redirect::attach(underlay, tun, LOOPBACK)).expect("the programs");
+    redirect.set_own(&[own]).expect("room");
+    redirect.claim(&BTreeSet::from([Destination { address: own, protocol: 17, port: CLAIMED }])).expect("room");
+    for round in 0..8_u8 {
+        for (place, queue) in queues.iter_mut().enumerate() {
+            let socket = outside.run(|| UdpSocket::bind((far, 0))).expect("bound");
+            socket.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+            let port = socket.local_addr().expect("bound").port();
+            queue.send(&mut [datagram(own, far, port, b"there", 0)], &mut Vec::new());
+            let from = socket.recv_from(&mut [0; 100]).expect("came").1;
+            socket.send_to(&[round, place as u8, 0xff], from).expect("sent");
+            let came = receive(queue, |packet| packet.network()[28..] == [round, place as u8, 0xff]);
+            assert_eq!(came.network()[22..24], CLAIMED.to_be_bytes());
+        }
+    }
+}
+
+/// An underlay without a link header, as a WireGuard device is.
+#[test]
+fn an_underlay_may_be_without_link_header() {
+    if !privileged() {
+        return;
+    }
+    let host = Namespace::new();
+    let open = |name| Tap::new(host.run(|| open_queue(name, Layer::Ip)).expect("a TUN").0, Layer::Ip).expect("a file");
+    let (mut tapir0, mut wire) = (open("tapir0"), open("wg0"));
+    host.shell("ip link set tapir0 up; ip link set wg0 up; ip addr add 192.0.2.1/24 dev wg0");
+    let (underlay, tun) = (index(&host, "wg0"), index(&host, "tapir0"));
+    let mut redirect = host.run(|| Redirect::attach(underlay, tun, LOOPBACK)).expect("the programs");
+    let [own, far] = ["192.0.2.1", "192.0.2.2"].map(|one| one.parse::<IpAddr>().expect("an address"));
+    redirect.set_own(&[own]).expect("room");
+    redirect.claim(&BTreeSet::from([Destination { address: own, protocol: 17, port: CLAIMED }])).expect("room");
+    let row = vec![7; 30_000];
+    for (size, payload) in [(0, &b"alone"[..]), (1000, &row)] {
+        for (from, to) in [(own, far), (far, own)] {
+            let packet = datagram(from, to, CLAIMED, payload, size);
+            let sent = packet.network().to_vec();
+            let (near, distant) = if from == own { (&mut tapir0, &mut wire) } else { (&mut wire, &mut tapir0) };
+            near.send(&mut [packet], &mut Vec::new());
+            let came = receive(distant, |packet| packet.network()[0] == 0x45);
+            assert!(came.network() == sent && came.offload.gso_size == size, "{from}, {size}: {:?}", came.offload);
+        }
     }
 }

@@ -7,7 +7,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use super::{InfoRequest, OBJ_GET_INFO_BY_FD, bpf, bpf_fd, bpf_mut, name};
 
 const MAP_CREATE: c_int = 0;
-const MAP_LOOKUP_ELEM: c_int = 1;
 const MAP_UPDATE_ELEM: c_int = 2;
 const MAP_DELETE_ELEM: c_int = 3;
 const MAP_GET_FD_BY_ID: c_int = 14;
@@ -114,19 +113,6 @@ impl<const K: usize, const V: usize> Map<K, V> {
         // SAFETY: `attributes` begins `union bpf_attr` for MAP_DELETE_ELEM; the map's keys have `K` bytes, which the
         // kernel only reads.
         found(unsafe { bpf(MAP_DELETE_ELEM, &attributes) })
-    }
-
-    /// The value at a key.
-    ///
-    /// # Errors
-    /// None that is to be expected.
-    pub fn get(&self, key: &[u8; K]) -> io::Result<Option<[u8; V]>> {
-        let mut value = [0; V];
-        let (map, key) = (self.0.as_raw_fd(), key.as_ptr() as u64);
-        let attributes = Element { map, key, value: value.as_mut_ptr() as u64, flags: 0 };
-        // SAFETY: `attributes` begins `union bpf_attr` for MAP_LOOKUP_ELEM; the map's keys have `K` bytes, which the
-        // kernel only reads, and its values the `V` that it writes to `value`, which outlives the call.
-        Ok(found(unsafe { bpf(MAP_LOOKUP_ELEM, &attributes) })?.then_some(value))
     }
 
     /// Puts entries with the same value in, or changes them: the first so many are done, all unless there is an error.
