@@ -3,6 +3,8 @@
 //! Keys that mean nothing here are let through. What only one verb needs is read when that verb asks for it, so that
 //! a DEL is not stopped by a `runtimeConfig` or a `prevResult` that it doesn't use.
 
+mod traffic;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,7 +15,7 @@ use serde_json::{Map, Value};
 use crate::env::{Args, is_cni_name, parse_address};
 use crate::log::Level;
 use crate::mac::Mac;
-use crate::protocol::{AttachmentId, DEFAULT_SOCKET};
+use crate::protocol::{AttachmentId, Bandwidth, DEFAULT_SOCKET, HostPort};
 use crate::result::{AddResult, Dns, Version};
 
 /// The longest configuration, in bytes.
@@ -95,6 +97,10 @@ pub struct Wishes {
     pub ranges: Vec<(IpAddr, IpAddr)>,
     /// This MAC.
     pub mac: Option<Mac>,
+    /// These ports of the node.
+    pub host_ports: Vec<HostPort>,
+    /// No faster than this.
+    pub bandwidth: Bandwidth,
 }
 
 impl Configuration {
@@ -137,7 +143,8 @@ impl Configuration {
         typed(&self.keys, "prevResult")
     }
 
-    /// What the runtime wants of the interface: by `runtimeConfig` first, then by `args.cni`, then by `CNI_ARGS`.
+    /// What the runtime wants of the interface: by `runtimeConfig` first, then by `args.cni`, then by `CNI_ARGS`; ports and
+    /// bandwidth by `runtimeConfig` only.
     ///
     /// # Errors
     /// [`ConfError`], naming the key.
@@ -150,7 +157,13 @@ impl Configuration {
         }
         let conventional = object(self.keys.get("args"), "args")?;
         let conventional = object(conventional.get("cni"), "args.cni")?;
-        let mut wishes = Wishes { addresses: args.addresses.clone(), ranges: ranges(&runtime)?, mac: args.mac };
+        let mut wishes = Wishes {
+            addresses: args.addresses.clone(),
+            ranges: ranges(&runtime)?,
+            mac: args.mac,
+            host_ports: traffic::host_ports(&runtime)?,
+            bandwidth: traffic::bandwidth(&runtime)?,
+        };
         for (keys, place) in [(conventional, "args.cni"), (runtime, "runtimeConfig")] {
             if let Some(addresses) = addresses(&keys, place)? {
                 wishes.addresses = addresses;

@@ -43,6 +43,8 @@ pub mod code {
     pub const ADDRESS_IN_USE: u32 = 103;
     /// The attachment exists: DEL comes first.
     pub const ATTACHED_ALREADY: u32 = 104;
+    /// The wanted port of the node is somebody else's.
+    pub const HOST_PORT_IN_USE: u32 = 105;
 }
 
 /// What a verb fails with.

@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 pub const MAX_MESSAGE: usize = 1 << 20;
 /// The most descriptors one [`Request::Attach`] may carry.
 pub const MAX_QUEUES: usize = 16;
+/// The most ports of the node that may lead to one pod.
+pub const MAX_HOST_PORTS: usize = 256;
 /// Where the daemon listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/tapir/tapird.sock";
 

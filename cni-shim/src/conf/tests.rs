@@ -32,7 +32,11 @@ fn defaults_are_the_contracts() {
 #[test]
 fn unknown_keys_pass() {
     parse(with("whatever", json!({"a": [1, 2]}))).unwrap();
-    assert_eq!(wishes("runtimeConfig", json!({"portMappings": [{"HostPort": 80}]})).unwrap(), Wishes::default());
+    assert_eq!(wishes("runtimeConfig", json!({"aliases": [{"HostPort": 80}]})).unwrap(), Wishes::default());
+    // They are a runtime's to set, for the pod at hand.
+    for key in ["portMappings", "bandwidth"] {
+        assert_eq!(wishes(key, json!([{"hostPort": 80, "ingressRate": 1}])).unwrap(), Wishes::default());
+    }
 }
 
 #[test]
@@ -84,6 +88,7 @@ fn runtime_config_is_read_in_any_case() {
         addresses: vec!["10.0.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
         ranges: vec![("10.1.0.10".parse().unwrap(), "10.1.0.20".parse().unwrap())],
         mac: Some("02:00:00:00:00:05".parse().unwrap()),
+        ..Wishes::default()
     };
     for text in [
         r#"{"ips": ["10.0.0.5/24", "fd00::5"], "mac": "02:00:00:00:00:05",
@@ -95,9 +100,100 @@ fn runtime_config_is_read_in_any_case() {
     }
 }
 
+fn host_ports(list: Value) -> Result<Vec<HostPort>, ConfError> {
+    wishes("runtimeConfig", json!({"portMappings": list})).map(|wishes| wishes.host_ports)
+}
+
+#[test]
+fn port_mappings_are_read_in_any_case() {
+    let host_port = |address: Option<&str>, protocol, port, target| HostPort {
+        address: address.map(|text| text.parse().unwrap()),
+        protocol,
+        port,
+        target,
+    };
+    let wanted =
+        [host_port(Some("172.31.0.1"), 6, 8080, 80), host_port(None, 17, 53, 5353), host_port(None, 6, 1, 65535)];
+    for list in [
+        // containerd
+        json!([
+            {"HostPort": 8080, "ContainerPort": 80, "Protocol": "TCP", "HostIP": "172.31.0.1"},
+            {"HostPort": 53, "ContainerPort": 5353, "Protocol": "udp", "HostIP": ""},
+            {"HostPort": 1, "ContainerPort": 65535, "Protocol": "tcp", "HostIP": "0.0.0.0"},
+        ]),
+        // podman
+        json!([
+            {"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": "172.31.0.1"},
+            {"hostPort": 53, "containerPort": 5353, "protocol": "udp"},
+            {"hostPort": 1, "containerPort": 65535, "hostIP": "::"},
+        ]),
+    ] {
+        assert_eq!(host_ports(list).unwrap(), wanted);
+    }
+    let sctp = json!([{"hostPort": 5, "containerPort": 6, "protocol": "SCTP", "hostIP": "::ffff:10.0.0.9"}]);
+    assert_eq!(host_ports(sctp).unwrap(), [host_port(Some("10.0.0.9"), 132, 5, 6)]);
+}
+
+#[test]
+fn port_mappings_without_a_host_port_are_none() {
+    let none = [json!({"containerPort": 80}), json!({"hostPort": 0, "containerPort": 80}), json!({"hostPort": -1})];
+    assert_eq!(host_ports(json!(none)).unwrap(), []);
+    assert_eq!(host_ports(json!(null)).unwrap(), []);
+    // Every address of either family, from a runtime that lists families.
+    let both = ["0.0.0.0", "::"].map(|any| json!({"hostPort": 80, "containerPort": 80, "hostIP": any}));
+    assert_eq!(host_ports(json!(both)).unwrap().len(), 1);
+    // The daemon refuses this one.
+    let twice = [json!({"hostPort": 80, "containerPort": 80}), json!({"hostPort": 80, "containerPort": 80})];
+    assert_eq!(host_ports(json!(twice)).unwrap().len(), 2);
+}
+
+#[test]
+fn bad_traffic_wishes_are_named_as_invalid() {
+    let many: Vec<Value> = (1..=257).map(|port| json!({"hostPort": port, "containerPort": port})).collect();
+    assert_eq!(host_ports(json!(many[..256])).unwrap().len(), 256);
+    for (key, value) in [
+        ("portMappings", json!({ "portMappings": many })),
+        ("portMappings", json!({"portMappings": [80]})),
+        ("portMappings.hostPort", json!({"portMappings": [{"hostPort": 65536, "containerPort": 80}]})),
+        ("portMappings.hostPort", json!({"portMappings": [{"hostPort": "80", "containerPort": 80}]})),
+        ("portMappings.hostPort", json!({"portMappings": [{"hostPort": 80.5, "containerPort": 80}]})),
+        ("portMappings.containerPort", json!({"portMappings": [{"hostPort": 80}]})),
+        ("portMappings.containerPort", json!({"portMappings": [{"hostPort": 80, "containerPort": 65536}]})),
+        ("portMappings.containerPort", json!({"portMappings": [{"hostPort": 80, "containerPort": -80}]})),
+        ("portMappings.protocol", json!({"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "icmp"}]})),
+        ("portMappings.hostIP", json!({"portMappings": [{"hostPort": 80, "containerPort": 80, "hostIP": "eth0"}]})),
+        ("portMappings.hostIP", json!({"portMappings": [{"hostPort": 80, "containerPort": 80, "hostIP": "ff02::1"}]})),
+        ("bandwidth.ingressBurst", json!({"bandwidth": {"ingressRate": 1}})),
+        ("bandwidth.ingressRate", json!({"bandwidth": {"ingressBurst": 1}})),
+        ("bandwidth.egressBurst", json!({"bandwidth": {"EgressRate": 1, "EgressBurst": 0}})),
+        ("bandwidth.egressRate", json!({"bandwidth": {"egressRate": -1, "egressBurst": 1}})),
+        ("bandwidth.egressRate", json!({"bandwidth": {"egressRate": "10M", "egressBurst": 1}})),
+        ("bandwidth.ingressRate", json!({"bandwidth": {"ingressRate": 1.5, "ingressBurst": 1}})),
+        ("bandwidth.ingressBurst", json!({"bandwidth": {"ingressRate": 1, "ingressBurst": 8 * u64::from(u32::MAX)}})),
+    ] {
+        let error = wishes("runtimeConfig", value.clone()).expect_err("it is wrong");
+        assert!(error.to_string().starts_with(&format!("runtimeConfig.{key}: ")), "{value}: {error}");
+        assert_eq!(crate::error::CniError::from(error).code, 7, "{value}");
+    }
+}
+
+#[test]
+fn bandwidth_is_read_in_any_case() {
+    let wanted = Bandwidth { ingress_rate: 1_000_000, ingress_burst: 8000, egress_rate: 0, egress_burst: 0 };
+    for bandwidth in [
+        json!({"ingressRate": 1_000_000, "ingressBurst": 8000}),
+        json!({"IngressRate": 1_000_000, "IngressBurst": 8000, "EgressRate": 0, "EgressBurst": 0}),
+    ] {
+        assert_eq!(wishes("runtimeConfig", json!({ "bandwidth": bandwidth })).unwrap().bandwidth, wanted);
+    }
+    let most = json!({"bandwidth": {"egressRate": u64::MAX, "egressBurst": 8 * u64::from(u32::MAX) - 1}});
+    assert_eq!(wishes("runtimeConfig", most).unwrap().bandwidth.egress_rate, u64::MAX);
+}
+
 #[test]
 fn go_s_nulls_and_empty_strings_wish_nothing() {
-    let nulls = json!({"ips": null, "ipRanges": null, "mac": "", "deviceID": ""});
+    let nulls =
+        json!({"ips": null, "ipRanges": null, "mac": "", "deviceID": "", "portMappings": null, "bandwidth": null});
     assert_eq!(wishes("runtimeConfig", nulls).unwrap(), Wishes::default());
 }
 

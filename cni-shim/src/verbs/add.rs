@@ -11,7 +11,7 @@ use crate::client::{Client, ClientError};
 use crate::env::Args;
 use crate::error::CniError;
 use crate::pod::{Plan, Pod};
-use crate::protocol::{Add, Bandwidth, Del, Request, Wiring};
+use crate::protocol::{Add, Del, Request, Wiring};
 use crate::queue;
 use crate::result::{AddResult, Interface, Ip, Route};
 
@@ -36,8 +36,8 @@ pub(super) fn add(call: &Call<'_>) -> Result<AddResult, CniError> {
         ranges: wishes.ranges,
         delegated: false,
         mac: wishes.mac.map(|mac| mac.to_string()),
-        host_ports: Vec::new(),
-        bandwidth: Bandwidth::default(),
+        host_ports: wishes.host_ports,
+        bandwidth: wishes.bandwidth,
     };
     let Some(delegate) = delegate else {
         let plan = attach(call, &pod, client, request)?;

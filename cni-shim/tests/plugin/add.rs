@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tapir_cni::protocol::{PodRef, Request, del_queue};
+use tapir_cni::protocol::{Bandwidth, HostPort, PodRef, Request, del_queue};
 
 use crate::call::Call;
 use crate::daemon::{Daemon, Reaction, obey, wiring};
@@ -142,6 +142,7 @@ fn tells_the_daemon_what_the_runtime_wants() {
                 "Mac": "02:00:00:00:00:77",
                 "IpRanges": [[{"Subnet": "10.244.0.0/30"}]],
                 "portMappings": [{"HostPort": 8080, "ContainerPort": 80, "Protocol": "TCP"}],
+                "Bandwidth": {"IngressRate": 1_000_000, "IngressBurst": 4_294_967_295_u64},
                 "io.kubernetes.cri.pod-annotations": {"a": "b"},
             }),
         )
@@ -153,6 +154,9 @@ fn tells_the_daemon_what_the_runtime_wants() {
     assert_eq!(add.ranges, [("10.244.0.1".parse().unwrap(), "10.244.0.2".parse().unwrap())]);
     assert_eq!(add.mac.as_deref(), Some("02:00:00:00:00:77"));
     assert!(!add.delegated);
+    assert_eq!(add.host_ports, [HostPort { address: None, protocol: 6, port: 8080, target: 80 }]);
+    let bandwidth = Bandwidth { ingress_rate: 1_000_000, ingress_burst: 4_294_967_295, ..Bandwidth::default() };
+    assert_eq!(add.bandwidth, bandwidth);
 }
 
 #[test]
