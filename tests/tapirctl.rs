@@ -17,7 +17,7 @@ use tapir::api::types::{
     Status, Store, StoreEntry, Tunnel, Violation,
 };
 use tapir::ctl;
-use tapir_cni::protocol::{Refusal, Reply, Request, read_message, write_message};
+use tapir_cni::protocol::{Bandwidth, HostPort, Refusal, Reply, Request, read_message, write_message};
 
 /// A socket that answers. Its folder goes with it; its thread ends with the test process.
 struct FakeDaemon {
@@ -128,6 +128,8 @@ fn endpoints() -> Vec<Endpoint> {
         tx_packets: 9,
         tx_bytes: 540,
         drops: 3,
+        host_ports: vec![HostPort { address: None, protocol: 6, port: 8080, target: 80 }],
+        bandwidth: Bandwidth { ingress_rate: 10_000_000, ingress_burst: 80_000, ..Bandwidth::default() },
     };
     let bare = Endpoint {
         namespace: String::new(),
@@ -142,6 +144,8 @@ fn endpoints() -> Vec<Endpoint> {
         tx_packets: 0,
         tx_bytes: 0,
         drops: 0,
+        host_ports: Vec::new(),
+        bandwidth: Bandwidth::default(),
         ..web.clone()
     };
     vec![web, bare]

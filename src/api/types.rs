@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
+use tapir_cni::protocol::{Bandwidth, HostPort};
 
 /// `status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -98,6 +99,12 @@ pub struct Endpoint {
     pub tx_bytes: u64,
     /// Packets of the pod that went no further, and packets that could not be handed to it.
     pub drops: u64,
+    /// Ports of the node that lead to it.
+    #[serde(default)]
+    pub host_ports: Vec<HostPort>,
+    /// How fast it may send and get, as the runtime said.
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
 }
 
 /// One row of `routes`.

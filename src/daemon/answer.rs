@@ -156,6 +156,8 @@ impl Daemon {
                 tx_packets: counters.sum(|one| one.tx_packets.get()),
                 tx_bytes: counters.sum(|one| one.tx_bytes.get()),
                 drops: counters.sum(PortCounters::dropped),
+                host_ports: record.host_ports.clone(),
+                bandwidth: record.bandwidth,
             }
         };
         self.attachments.values().map(row).collect()

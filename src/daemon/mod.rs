@@ -33,6 +33,7 @@ mod del_queue;
 mod dispatch;
 mod echoes;
 mod embedded;
+mod host_ports;
 mod join;
 mod listings;
 mod parked;

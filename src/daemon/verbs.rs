@@ -108,7 +108,7 @@ impl Daemon {
         if add.addresses.len().max(add.ranges.len()) > MAX_WANTED {
             return Err(refusal(code::INVALID_CONFIGURATION, "too many addresses or ranges are asked for", ""));
         }
-        let Some(known) = self.attachments.get(&add.id) else { return Ok(()) };
+        let Some(known) = self.attachments.get(&add.id) else { return self.admit_host_ports(add) };
         let what = format!("{interface} of container {container_id}");
         if matches!(known.stage, Stage::Removing) {
             return Err(refusal(code::TRY_AGAIN_LATER, format!("{what} is still being removed"), "try again"));

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use tapir_cni::client::ClientError;
 use tapir_cni::error::code;
-use tapir_cni::protocol::{AttachmentId, Request, Wiring};
+use tapir_cni::protocol::{Add, AttachmentId, Bandwidth, HostPort, Request, Wiring};
 
 use crate::node::{Container, NETWORK, Node, eventually, privileged};
 
@@ -258,4 +258,54 @@ fn many_adds_at_once_share_no_address() {
     });
     assert!(node.endpoints().is_empty());
     assert!(pods.iter().all(|pod| !pod.namespace.has("eth0")));
+}
+
+#[test]
+fn a_host_port_leads_to_one_pod_which_a_restart_remembers() {
+    if !privileged() {
+        return;
+    }
+    let mut node = Node::start(NETWORK);
+    let port = |address: Option<&str>, protocol, port| HostPort {
+        address: address.map(|address| address.parse().unwrap()),
+        protocol,
+        port,
+        target: 80,
+    };
+    let add = |pod: &Container, host_ports: Vec<HostPort>| {
+        let bandwidth = Bandwidth { ingress_rate: 1_000_000, ingress_burst: 16_000, ..Bandwidth::default() };
+        let request = Add { host_ports, bandwidth, ..pod.request() };
+        pod.try_add_with(&node, request)
+    };
+    let (a, b, c) = (Container::new(), Container::new(), Container::new());
+    let of_a = vec![port(Some("172.31.0.1"), 6, 8080), port(None, 17, 53)];
+    add(&a, of_a.clone()).unwrap();
+    let row = node.endpoints().remove(0);
+    assert_eq!((&row.host_ports, row.bandwidth.ingress_rate), (&of_a, 1_000_000));
+    add(&b, vec![port(Some("127.0.0.1"), 6, 8080), port(None, 6, 53)]).unwrap();
+
+    let refused = |node: &Node| {
+        let name = format!("default/{}", a.id.container_id);
+        for (ports, code, message) in [
+            (vec![port(None, 6, 8080)], 105, format!("host port 8080/tcp leads to {name} already")),
+            (
+                vec![port(None, 6, 1), port(Some("10.0.0.1"), 17, 53)],
+                105,
+                format!("host port 10.0.0.1:53/udp leads to {name}"),
+            ),
+            (vec![port(None, 6, 1), port(None, 6, 1)], 7, "host port 1/tcp is asked for twice".into()),
+            (vec![port(None, 6, 0)], 7, "host port 0/tcp".into()),
+        ] {
+            let refusal = c.refused(node, |add| add.host_ports = ports);
+            assert!(refusal.code == code && refusal.message.starts_with(&message), "{refusal:?}, not {message}");
+        }
+        assert_eq!(node.endpoints().len(), 2);
+    };
+    refused(&node);
+    node.restart();
+    refused(&node);
+    assert!(node.endpoints().iter().any(|row| row.host_ports == of_a && row.bandwidth.ingress_burst == 16_000));
+    node.del(&a.id).unwrap();
+    let request = Add { host_ports: of_a, ..c.request() };
+    c.try_add_with(&node, request).expect("it is free again");
 }
