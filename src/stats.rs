@@ -1,11 +1,12 @@
 //! Counters, one set per worker and per port, written by one thread and summed by readers; and the last drops.
 //!
 //! A packet is what a queue hands over or takes: a super-frame counts once, and so does each fragment made here. Every
-//! packet that a worker received or made is, by the end of the visit, sent, dropped, with one reason, or a reply to a probe:
+//! packet that a worker received or made is, by the end of the visit, sent, dropped, with one reason, or a reply to a probe;
+//! unless it waits for its pod's bandwidth, and is sent or dropped later:
 //!
 //! ```text
-//!  received + originated = sent + heard + Σ drops         per worker
-//!  Σ rx_packets = received,  Σ tx_packets = sent          over its ports
+//!  received + originated = sent + heard + Σ drops + waiting   per worker
+//!  Σ rx_packets = received,  Σ tx_packets = sent              over its ports
 //!  Σ drops of ports + drops for ports without a queue = Σ drops
 //! ```
 //! A packet which is answered in place goes on as its answer, which is then sent or dropped like any other. One that
@@ -55,7 +56,7 @@ pub struct PortCounters {
     pub tx_bytes: Counter,
     /// Of those received, the ones that became an answer to it (ARP, NDP, ping, probe).
     pub answered: Counter,
-    /// Packets dropped, by reason: those received from this port and, for the egress reasons (`PortDown`,
+    /// Packets dropped, by reason: those received from this port and, for the egress reasons (`Bandwidth`, `PortDown`,
     /// `EgressFull`, `EgressRejected`), those meant for it.
     pub drops: [Counter; REASONS],
 }

@@ -10,7 +10,7 @@ use tapir::io::memory::{Far, Kind, pair};
 use tapir::packet::{Gso, Offload, PartialChecksum};
 use tapir::stats::WorkerStats;
 use tapir::table::{
-    Adjacency, Fib, GATEWAY_MAC, Mac, Path, Peer, Port, PortId, PortKind, Publisher, Rewrite, Tables, Transport,
+    Adjacency, Fib, GATEWAY_MAC, Limits, Mac, Path, Peer, Port, PortId, PortKind, Publisher, Rewrite, Tables, Transport,
 };
 use tapir::wire::probe::{self, Probe};
 use tapir::wire::{checksum, outer};
@@ -143,7 +143,7 @@ fn frame(ip: &[u8]) -> Vec<u8> {
 
 fn tables() -> Tables {
     let pod = PortKind::Pod { mac: POD_MAC, addresses: vec![IpAddr::from(POD_IP)] };
-    let port = |name: &str, kind| Some(Port { name: name.into(), kind, mtu: MTU });
+    let port = |name: &str, kind| Some(Port { name: name.into(), kind, mtu: MTU, limits: Limits::default() });
     let path = |port, rewrite| Adjacency::Forward(Path { port, rewrite, mtu: MTU });
     let to_pod = path(POD, Rewrite::ethernet(POD_MAC, false));
     let to_peer = path(PortId::TUNNEL, Rewrite::outer(NODE, PEER, false));

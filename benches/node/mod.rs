@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use tapir::packet::Packet;
-use tapir::table::{Adjacency, Fib, GATEWAY_MAC, Mac, Path, Peer, Port, PortId, PortKind, Rewrite, Tables};
+use tapir::table::{Adjacency, Fib, GATEWAY_MAC, Limits, Mac, Path, Peer, Port, PortId, PortKind, Rewrite, Tables};
 use tapir::wire::checksum;
 
 const NODE: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 1);
@@ -112,7 +112,11 @@ impl Node {
                 remote.push(prefix);
             }
         }
-        let ports = [Some(Port { name: "tunnel".into(), kind: PortKind::Tunnel, mtu: MTU }), None, None];
+        let ports = [
+            Some(Port { name: "tunnel".into(), kind: PortKind::Tunnel, mtu: MTU, limits: Limits::default() }),
+            None,
+            None,
+        ];
         let tables = Tables {
             fib: Fib::build(all),
             ports: ports.into_iter().chain((0..pods).map(|pod| Some(pod_port(pod)))).collect(),
@@ -189,7 +193,12 @@ fn pod_address(pod: usize, ipv6: bool) -> IpAddr {
 
 fn pod_port(pod: usize) -> Port {
     let addresses = vec![pod_address(pod, false), pod_address(pod, true)];
-    Port { name: format!("pod-{pod}"), kind: PortKind::Pod { mac: mac(pod), addresses }, mtu: MTU }
+    Port {
+        name: format!("pod-{pod}"),
+        kind: PortKind::Pod { mac: mac(pod), addresses },
+        mtu: MTU,
+        limits: Limits::default(),
+    }
 }
 
 /// Lengths as in the Internet's tables, and a tenth as long as pods' and their blocks'. None covers 10.0.0.0/8,

@@ -20,7 +20,9 @@ use tapir::forward::{self, Verdict};
 use tapir::gso;
 use tapir::packet::{Gso, Packet, Pool};
 use tapir::stats::{DROP_HEADER, DropRecord, WorkerStats};
-use tapir::table::{Adjacency, Fib, GATEWAY_MAC, GATEWAY_V6, Mac, Path, Peer, Port, PortId, PortKind, Rewrite, Tables};
+use tapir::table::{
+    Adjacency, Fib, GATEWAY_MAC, GATEWAY_V6, Limits, Mac, Path, Peer, Port, PortId, PortKind, Rewrite, Tables,
+};
 use tapir::wire::probe::Probe;
 use tapir::wire::virtio_net;
 
@@ -151,9 +153,9 @@ fn tables() -> Tables {
     let outer = |ipv6| forward(PortId::TUNNEL, Rewrite::outer(NODE, PEER, ipv6));
     let pod = |name: &str, mac, addresses: [&str; 2]| {
         let kind = PortKind::Pod { mac, addresses: addresses.map(parsed).to_vec() };
-        Some(Port { name: name.into(), kind, mtu: MTU })
+        Some(Port { name: name.into(), kind, mtu: MTU, limits: Limits::default() })
     };
-    let infrastructure = |name: &str, kind| Some(Port { name: name.into(), kind, mtu: MTU });
+    let infrastructure = |name: &str, kind| Some(Port { name: name.into(), kind, mtu: MTU, limits: Limits::default() });
     Tables {
         fib: Fib::build([
             (net("10.244.0.0/16"), Adjacency::Drop(DropReason::NoRoute)),

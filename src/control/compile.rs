@@ -8,7 +8,8 @@ use ipnet::IpNet;
 use super::rib::{self, NextHop};
 use super::{Changes, Desired, Endpoint, MIN_MTU_V6};
 use crate::drop_reason::DropReason;
-use crate::table::{self, Adjacency, Fib, Path, Port, PortId, PortKind, Rewrite, Tables, Transport};
+use crate::table::{self, Adjacency, Fib, Limits, Path, Port, PortId, PortKind, Rate, Rewrite, Tables, Transport};
+use tapir_cni::protocol::Bandwidth;
 
 /// Compiles everything from scratch.
 pub fn compile(desired: &Desired) -> Tables {
@@ -117,19 +118,39 @@ fn tunnel(desired: &Desired, peer: Ipv4Addr, ipv6: bool) -> Adjacency {
 /// The ports that are no pod's.
 fn fixed_ports(desired: &Desired) -> Vec<Option<Port>> {
     let mut ports = vec![None; PortId::FIRST_POD.index()];
-    ports[PortId::TUNNEL.index()] =
-        Some(Port { name: "tunnel".into(), kind: PortKind::Tunnel, mtu: desired.tunnel_mtu() });
+    ports[PortId::TUNNEL.index()] = Some(Port {
+        name: "tunnel".into(),
+        kind: PortKind::Tunnel,
+        mtu: desired.tunnel_mtu(),
+        limits: Limits::default(),
+    });
     let inside_udp = Transport::Udp.overhead() - Transport::Ipip.overhead();
     ports[PortId::TUNNEL_UDP.index()] = Some(Port {
         name: "tunnel-udp".into(),
         kind: PortKind::Tunnel,
         mtu: desired.tunnel_mtu().saturating_sub(inside_udp),
+        limits: Limits::default(),
     });
-    ports[PortId::HOST.index()] = Some(Port { name: "host".into(), kind: PortKind::Host, mtu: desired.pod_mtu() });
+    ports[PortId::HOST.index()] =
+        Some(Port { name: "host".into(), kind: PortKind::Host, mtu: desired.pod_mtu(), limits: Limits::default() });
     ports
 }
 
 fn pod_port(endpoint: &Endpoint) -> Port {
     let kind = PortKind::Pod { mac: endpoint.mac, addresses: endpoint.addresses.clone() };
-    Port { name: endpoint.name(), kind, mtu: endpoint.mtu }
+    Port { name: endpoint.name(), kind, mtu: endpoint.mtu, limits: limits(endpoint.bandwidth) }
+}
+
+/// What a runtime wants, as forwarding reads it. containerd writes 2³² - 1 where an annotation says nothing of the burst,
+/// and the kubelet wrote 2³¹ - 1: half a gigabyte before the limit is felt is not what anybody asked for.
+fn limits(bandwidth: Bandwidth) -> Limits {
+    let unsaid = |burst: u64| burst == u64::from(u32::MAX) || burst == u64::from(i32::MAX.unsigned_abs());
+    let rate = |bits_per_second: u64, burst: u64| {
+        let burst = if unsaid(burst) { 0 } else { burst };
+        (bits_per_second > 0).then_some(Rate { bits_per_second, burst, packets_per_second: 0 })
+    };
+    Limits {
+        ingress: rate(bandwidth.ingress_rate, bandwidth.ingress_burst),
+        egress: rate(bandwidth.egress_rate, bandwidth.egress_burst),
+    }
 }

@@ -10,7 +10,9 @@ use pnet_packet::ipv6::{Ipv6Packet, MutableIpv6Packet};
 use super::icmp::{Limiter, Outcome};
 use super::*;
 use crate::packet::{Gso, Offload, PartialChecksum};
-use crate::table::{Adjacency, Fib, GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, Mac, Path, Peer, Port, PortKind, Rewrite};
+use crate::table::{
+    Adjacency, Fib, GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, Limits, Mac, Path, Peer, Port, PortKind, Rewrite,
+};
 use crate::wire::outer::{self, Transport};
 use crate::wire::probe::Probe;
 
@@ -33,7 +35,7 @@ fn tables() -> Tables {
     let none = || Adjacency::Drop(DropReason::NoRoute);
     let pod = |name: &str, mac, addresses: [&str; 2]| {
         let addresses = addresses.map(|text| text.parse().expect("an address")).to_vec();
-        Some(Port { name: name.into(), kind: PortKind::Pod { mac, addresses }, mtu: 1480 })
+        Some(Port { name: name.into(), kind: PortKind::Pod { mac, addresses }, mtu: 1480, limits: Limits::default() })
     };
     Tables {
         fib: Fib::build([
@@ -53,9 +55,9 @@ fn tables() -> Tables {
             (net("::/0"), forward(PortId::HOST, Rewrite::None)),
         ]),
         ports: vec![
-            Some(Port { name: "tunnel".into(), kind: PortKind::Tunnel, mtu: 1480 }),
-            Some(Port { name: "tapir0".into(), kind: PortKind::Host, mtu: 1480 }),
-            Some(Port { name: "tunnel-udp".into(), kind: PortKind::Tunnel, mtu: 1472 }),
+            Some(Port { name: "tunnel".into(), kind: PortKind::Tunnel, mtu: 1480, limits: Limits::default() }),
+            Some(Port { name: "tapir0".into(), kind: PortKind::Host, mtu: 1480, limits: Limits::default() }),
+            Some(Port { name: "tunnel-udp".into(), kind: PortKind::Tunnel, mtu: 1472, limits: Limits::default() }),
             pod("web", WEB_MAC, ["10.244.0.5", "fd00::5"]),
             pod("db", DB_MAC, ["10.244.0.6", "fd00::6"]),
         ],

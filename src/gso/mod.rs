@@ -7,6 +7,7 @@
 //! |---|---|
 //! | input, of a packet from a pod | [`validate`]: is what the virtio header says true? |
 //! | rewrite | [`wire_length`] against the MTU; [`fragment()`] where it does not fit and may be cut, [`recut`] out of the tunnel |
+//! | a pod's bandwidth | [`on_wire`]: how many packets and bytes it is |
 //! | a device without offloads | [`segments`]: headers and ranges of payload, ready for a gathering write |
 //! | a receiver of single packets | [`coalesce()`]: what GRO does |
 //! | code that reads or checks a whole packet | [`complete_checksum`] |
@@ -23,7 +24,7 @@ mod tests;
 
 pub use coalesce::coalesce;
 pub use fragment::fragment;
-pub use offload::{MAX_SEGMENTS, complete_checksum, recut, validate, wire_length};
+pub use offload::{MAX_SEGMENTS, complete_checksum, on_wire, recut, validate, wire_length};
 pub use segment::{MAX_HEADERS, MAX_LINK, Segment, SegmentHeader, Segments, segments};
 
 use crate::wire::header::{Fragment, Header};

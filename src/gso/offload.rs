@@ -90,6 +90,22 @@ pub fn wire_length(packet: &Packet, header: &Header) -> usize {
     headers.map_or(header.length, |headers| header.length.min(headers + usize::from(packet.offload.gso_size)))
 }
 
+/// How many packets this one is on the wire, and their bytes from the IP headers on: of a super-frame, all of its segments,
+/// each with its headers. Takes the offload metadata by its word, true or not.
+#[inline]
+pub fn on_wire(packet: &Packet) -> (u64, u64) {
+    let network = packet.network();
+    let size = usize::from(packet.offload.gso_size);
+    if packet.offload.gso == Gso::None || size == 0 {
+        return (1, network.len() as u64);
+    }
+    let headers = Header::parse(network).ok().and_then(|header| payload_offset(network, &header));
+    let Some(headers) = headers else { return (1, network.len() as u64) };
+    let payload = network.len().saturating_sub(headers);
+    let segments = payload.div_ceil(size).max(1);
+    (segments as u64, (payload + segments * headers) as u64)
+}
+
 /// Has a TCP packet whose checksum is partial cut into segments of at most `mtu` bytes, however long they were. False,
 /// and nothing done, for any other packet, and where the headers leave no room.
 ///

@@ -23,7 +23,7 @@ pub use adjacency::{Adjacency, Path, Rewrite, Transport};
 pub use fib::Fib;
 pub use maglev::Choice;
 pub use nat::{Mapping, Nat};
-pub use port::{Mac, Port, PortId, PortKind};
+pub use port::{Limits, Mac, Port, PortId, PortKind, Rate};
 pub use publisher::Publisher;
 pub use service::Services;
 

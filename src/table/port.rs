@@ -82,4 +82,27 @@ pub struct Port {
     pub kind: PortKind,
     /// The largest IP packet that the port's device takes.
     pub mtu: u16,
+    /// How fast it may be used.
+    pub limits: Limits,
+}
+
+/// How fast a port may be used; a direction without a rate as fast as it goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// To the pod.
+    pub ingress: Option<Rate>,
+    /// From the pod.
+    pub egress: Option<Rate>,
+}
+
+/// A token bucket's measures. What counts is IP packets as they are on the wire: a super-frame is all of its segments, each
+/// with its headers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rate {
+    /// Bits a second; 0 is no limit.
+    pub bits_per_second: u64,
+    /// Bits that may pass at once after a pause; 0: what suits the rate.
+    pub burst: u64,
+    /// Packets a second; 0 is no limit.
+    pub packets_per_second: u64,
 }

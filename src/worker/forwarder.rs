@@ -20,6 +20,8 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use super::pace::Buckets;
+use super::shaper::{Shaped, Shaper};
 use crate::drop_reason::DropReason;
 use crate::flow::Flows;
 use crate::forward::icmp::{self, Limiter, Outcome};
@@ -104,6 +106,7 @@ pub struct Forwarder {
     lost: Vec<Lost>,
     /// The queues with something outgoing.
     sending: Vec<QueueId>,
+    shaper: Shaper,
     /// When the visit's drops are said to have happened; read at the first.
     drop_time: Option<SystemTime>,
 }
@@ -139,12 +142,26 @@ impl Forwarder {
             fragments: Vec::with_capacity(LIMIT),
             lost: Vec::with_capacity(LIMIT),
             sending: Vec::new(),
+            shaper: Shaper::default(),
             drop_time: None,
         }
     }
 
     /// Gives a port its queues, in place of those it had.
     pub fn add(&mut self, id: PortId, queues: Vec<Box<dyn Queue>>, counters: Arc<PortCounters>) {
+        self.add_sharing(id, queues, counters, Arc::default());
+    }
+
+    /// The same, with the buckets of other forwarders which have queues of the port.
+    pub fn add_sharing(
+        &mut self,
+        id: PortId,
+        queues: Vec<Box<dyn Queue>>,
+        counters: Arc<PortCounters>,
+        buckets: Arc<Buckets>,
+    ) {
+        self.remove(id);
+        self.shaper.add(id, buckets);
         if self.ports.len() <= id.index() {
             self.ports.resize_with(id.index() + 1, || None);
         }
@@ -152,8 +169,14 @@ impl Forwarder {
         self.ports[id.index()] = Some(Port { lines, counters });
     }
 
-    /// Takes a port's queues away.
+    /// Takes a port's queues away. What waits for its bandwidth is dropped.
     pub fn remove(&mut self, id: PortId) -> Vec<Box<dyn Queue>> {
+        while let Some(packet) = self.shaper.take(id, &mut self.pool) {
+            self.lose(&packet, DropReason::PortDown, id);
+            self.pool.give(packet);
+        }
+        self.drop_time = None;
+        self.shaper.remove(id);
         let port = self.ports.get_mut(id.index()).and_then(Option::take);
         port.into_iter().flat_map(|port| port.lines).map(|line| line.queue).collect()
     }
@@ -173,14 +196,58 @@ impl Forwarder {
         (self.notify)(event);
     }
 
+    /// A queue.
+    pub fn queue(&self, id: QueueId) -> Option<&dyn Queue> {
+        Some(&*self.port(id.port)?.lines.get(id.queue)?.queue)
+    }
+
+    /// Whether a queue's pod has sent all that it may for now: no use visiting it before [`Forwarder::tick`] says so.
+    #[inline]
+    pub fn is_paused(&self, queue: QueueId) -> bool {
+        self.shaper.is_paused(queue)
+    }
+
+    /// When to call [`Forwarder::tick`]; none: there is nothing to wait for.
+    #[inline]
+    pub fn due(&self) -> Option<Duration> {
+        self.shaper.due()
+    }
+
+    /// How many packets wait for their pod's bandwidth.
+    pub fn waiting(&self) -> usize {
+        self.shaper.waiting()
+    }
+
+    /// Sends what has waited for bandwidth long enough, and names the queues that are no longer paused.
+    pub fn tick(&mut self, now: Duration, resumed: &mut Vec<QueueId>) {
+        while let Some((port, queue)) = self.shaper.expired(now) {
+            if let Some(queue) = queue {
+                resumed.push(QueueId { port, queue });
+                continue;
+            }
+            for _ in 0..LIMIT {
+                let Some((packet, queue)) = self.shaper.release(port, &mut self.pool) else { break };
+                self.line_up(packet, QueueId { port, queue }, port);
+            }
+            self.shaper.released(port);
+        }
+        while let Some(to) = self.sending.pop() {
+            self.send(to, to.port);
+        }
+        self.drop_time = None;
+    }
+
     /// Carries what a queue has received across the node, as far as one visit's share goes. `now` counts from any
-    /// fixed time on.
+    /// fixed time on, the same for all that share a port.
     ///
     /// # Errors
     /// The queue's, when its device is gone for good: the caller then removes the port.
     pub fn visit(&mut self, from: QueueId, now: Duration) -> io::Result<Readiness> {
+        self.shaper.begin(now);
         let received = self.receive(from);
         let tables = self.tables.snapshot();
+        self.shaper.follow(&tables);
+        self.shaper.charge(from, &self.batch);
         let mut batch = std::mem::take(&mut self.batch);
         for mut packet in batch.drain(..) {
             match forward::forward(&mut packet, from.port, &tables, &self.flows, now) {
@@ -239,9 +306,10 @@ impl Forwarder {
     }
 
     fn receive(&mut self, from: QueueId) -> io::Result<Readiness> {
+        let Some((limit, quantum)) = self.shaper.admit(from) else { return Ok(Readiness::Drained) };
         let Some(Some(port)) = self.ports.get_mut(from.port.index()) else { return Ok(Readiness::Drained) };
         let Some(line) = port.lines.get_mut(from.queue) else { return Ok(Readiness::Drained) };
-        let readiness = line.queue.recv(&mut self.pool, &mut self.batch, LIMIT, QUANTUM);
+        let readiness = line.queue.recv(&mut self.pool, &mut self.batch, limit, quantum);
         let packets = self.batch.len() as u64;
         port.counters.rx_packets.add(packets);
         port.counters.rx_bytes.add(self.batch.iter().map(|packet| packet.len() as u64).sum());
@@ -258,7 +326,8 @@ impl Forwarder {
                 if let Some(port) = self.port(from.port) {
                     port.counters.answered.add(1);
                 }
-                self.enqueue(packet, from.port, from);
+                // Without its neighbours' addresses a pod could not even send.
+                self.line_up(packet, from, from.port);
             }
             Verdict::Heard => {
                 self.stats.heard.add(1);
@@ -333,8 +402,17 @@ impl Forwarder {
 
     fn enqueue(&mut self, packet: Packet, egress: PortId, from: QueueId) {
         let to = QueueId { port: egress, queue: self.choose(&packet, egress, from) };
+        match self.shaper.shape(&packet, to) {
+            Shaped::Pass => return self.line_up(packet, to, from.port),
+            Shaped::Waits => {}
+            Shaped::Full => self.lose(&packet, DropReason::Bandwidth, egress),
+        }
+        self.pool.give(packet);
+    }
+
+    fn line_up(&mut self, packet: Packet, to: QueueId, ingress: PortId) {
         let Some(line) = self.line(to) else {
-            self.lose(&packet, DropReason::PortDown, egress);
+            self.lose(&packet, DropReason::PortDown, to.port);
             return self.pool.give(packet);
         };
         let first = line.outgoing.is_empty();
@@ -345,7 +423,7 @@ impl Forwarder {
         }
         if full {
             self.sending.retain(|&other| other != to);
-            self.send(to, from.port);
+            self.send(to, ingress);
         }
     }
 

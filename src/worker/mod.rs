@@ -9,6 +9,8 @@
 //! is live, one that was removed is closed.
 
 mod forwarder;
+mod pace;
+mod shaper;
 #[cfg(test)]
 mod tests;
 mod thread;
@@ -19,7 +21,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use forwarder::{Event, Forwarder, LIMIT, ProbeEvent, QUANTUM, QueueId};
-use thread::{Command, Handle};
+pub use pace::{Bucket, Buckets};
+use thread::{Added, Command, Handle};
 
 use crate::drop_reason::DropReason;
 use crate::flow::Flows;
@@ -82,6 +85,7 @@ impl Workers {
     where
         N: FnMut(Event) + Send + 'static,
     {
+        // They share buckets and connections, so they share a clock.
         let start = Instant::now();
         let spawn = |number| thread::spawn(&format!("worker-{number}"), tables.clone(), flows.clone(), start, notify());
         let handles = (0..count).map(spawn).collect::<io::Result<_>>()?;
@@ -128,10 +132,12 @@ impl Workers {
             shares[number % workers].push(queue);
         }
         let counters = counters.of_workers(workers);
+        let buckets = Arc::new(Buckets::default());
         self.generations.insert(id, generation);
         for ((handle, queues), counters) in self.handles.iter().zip(shares).zip(counters) {
-            let counters = counters.clone();
-            let added = handle.ask(|done| Command::AddPort { id, generation, queues, counters, done });
+            let (counters, buckets) = (counters.clone(), buckets.clone());
+            let port = Added { id, generation, queues, counters, buckets };
+            let added = handle.ask(|done| Command::AddPort { port, done });
             if let Err(error) = added {
                 // What is wrong with this worker says nothing of the others.
                 let _ = self.remove_port(id);

@@ -14,7 +14,7 @@ use crate::io::memory::{Far, Kind, pair};
 use crate::io::{Readiness, TunnelError};
 use crate::packet::{Gso, Offload, Packet, PartialChecksum};
 use crate::stats::PortCounters;
-use crate::table::{Adjacency, Fib, GATEWAY_MAC, Mac, Path, Peer, Port, PortKind, Rewrite, Tables, Transport};
+use crate::table::{Adjacency, Fib, GATEWAY_MAC, Limits, Mac, Path, Peer, Port, PortKind, Rewrite, Tables, Transport};
 use crate::wire::checksum;
 use crate::wire::probe::{self, Probe};
 
@@ -45,8 +45,9 @@ fn tables() -> Tables {
         name: format!("{ip}"),
         kind: PortKind::Pod { mac: mac(id), addresses: vec![ip.into()] },
         mtu: MTU,
+        limits: Limits::default(),
     };
-    let device = |name: &str, kind| Port { name: name.into(), kind, mtu: MTU };
+    let device = |name: &str, kind| Port { name: name.into(), kind, mtu: MTU, limits: Limits::default() };
     let ports = vec![
         Some(device("tunnel", PortKind::Tunnel)),
         Some(device("tapir0", PortKind::Host)),

@@ -4,6 +4,9 @@
 //! to be fair to the others, and needn't look whether it is empty either: a lone packet costs one wait, one read and one
 //! write. The kernel tells those that are ready in turn.
 //!
+//! A queue whose pod has used its bandwidth up is out of the poll until the clock says otherwise, and the wait is no longer
+//! than to the next such time.
+//!
 //! Commands of the control side come through a channel and an event descriptor. Between two of them nothing here
 //! allocates, and nothing spins: without packets the thread sleeps.
 
@@ -12,13 +15,14 @@ use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::io::Errno;
 
 use super::forwarder::{Event, Forwarder, QueueId};
+use super::pace::Buckets;
 use super::{PATIENCE, WorkerError};
 use crate::drop_reason::DropReason;
 use crate::flow::Flows;
@@ -34,8 +38,17 @@ const QUEUE_BITS: u32 = 16;
 
 type Done = Sender<Result<(), WorkerError>>;
 
+/// A port's share of this worker.
+pub(super) struct Added {
+    pub id: PortId,
+    pub generation: u64,
+    pub queues: Vec<Box<dyn Queue>>,
+    pub counters: Arc<PortCounters>,
+    pub buckets: Arc<Buckets>,
+}
+
 pub(super) enum Command {
-    AddPort { id: PortId, generation: u64, queues: Vec<Box<dyn Queue>>, counters: Arc<PortCounters>, done: Done },
+    AddPort { port: Added, done: Done },
     RemovePort { id: PortId, done: Done },
     Inject { port: PortId, packets: Vec<Vec<u8>>, results: Sender<Vec<Result<(), DropReason>>>, done: Done },
     Stop { done: Done },
@@ -103,7 +116,8 @@ pub(super) fn spawn(
     let stats = Arc::new(WorkerStats::default());
     let (commands, inbox) = crossbeam_channel::unbounded();
     let forwarder = Forwarder::new(tables, flows, stats.clone(), notify);
-    let worker = Worker { poll, waker: waker.clone(), inbox, forwarder, generations: Vec::new(), start };
+    let (generations, resumed) = (Vec::new(), Vec::new());
+    let worker = Worker { poll, waker: waker.clone(), inbox, forwarder, generations, resumed, start };
     let thread = std::thread::Builder::new().name(name.into()).spawn(move || worker.run())?;
     Ok(Handle { commands, waker, stats, thread: Mutex::new(Some(thread)) })
 }
@@ -115,6 +129,7 @@ struct Worker {
     forwarder: Forwarder,
     /// By port number.
     generations: Vec<u64>,
+    resumed: Vec<QueueId>,
     start: Instant,
 }
 
@@ -123,7 +138,8 @@ impl Worker {
         let mut events = Vec::with_capacity(EVENTS);
         loop {
             events.clear();
-            match epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), None) {
+            let timeout = self.patience();
+            match epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(error) => return tracing::error!(%error, "a worker can't wait for its ports, and ends"),
@@ -135,20 +151,54 @@ impl Worker {
                     token => self.visit(token),
                 }
             }
+            if events.is_empty() {
+                self.tick(self.start.elapsed());
+            }
             if woken && self.obey().is_break() {
                 return;
             }
         }
     }
 
+    /// How long to wait for packets; none: until some come.
+    fn patience(&self) -> Option<Timespec> {
+        let left = self.forwarder.due()?.saturating_sub(self.start.elapsed());
+        Timespec::try_from(left).ok()
+    }
+
     fn visit(&mut self, token: u64) {
         let from = queue_of(token);
-        if let Err(error) = self.forwarder.visit(from, self.start.elapsed()) {
-            let id = from.port;
-            self.remove(id);
-            let generation = self.generations.get(id.index()).copied().unwrap_or_default();
-            self.forwarder.notify(Event::PortFailed { id, generation, error });
+        let now = self.start.elapsed();
+        match self.forwarder.visit(from, now) {
+            Err(error) => self.fail(from.port, error),
+            Ok(_) if self.forwarder.is_paused(from) => {
+                if let Some(queue) = self.forwarder.queue(from) {
+                    ignore(&self.poll, queue);
+                }
+            }
+            Ok(_) => {}
         }
+        self.tick(now);
+    }
+
+    /// Does what the clock says, if it says anything.
+    fn tick(&mut self, now: Duration) {
+        if self.forwarder.due().is_none_or(|due| due > now) {
+            return;
+        }
+        self.forwarder.tick(now, &mut self.resumed);
+        while let Some(id) = self.resumed.pop() {
+            let watched = self.forwarder.queue(id).map_or(Ok(()), |queue| watch(&self.poll, id, queue));
+            if let Err(error) = watched {
+                self.fail(id.port, error);
+            }
+        }
+    }
+
+    fn fail(&mut self, id: PortId, error: io::Error) {
+        self.remove(id);
+        let generation = self.generations.get(id.index()).copied().unwrap_or_default();
+        self.forwarder.notify(Event::PortFailed { id, generation, error });
     }
 
     fn obey(&mut self) -> ControlFlow<()> {
@@ -156,9 +206,7 @@ impl Worker {
         while let Ok(command) = self.inbox.try_recv() {
             // Who has stopped waiting for the answer needs none.
             let _ = match command {
-                Command::AddPort { id, generation, queues, counters, done } => {
-                    done.send(self.add(id, generation, queues, counters))
-                }
+                Command::AddPort { port, done } => done.send(self.add(port)),
                 Command::RemovePort { id, done } => {
                     self.remove(id);
                     done.send(Ok(()))
@@ -179,38 +227,43 @@ impl Worker {
         ControlFlow::Continue(())
     }
 
-    fn add(
-        &mut self,
-        id: PortId,
-        generation: u64,
-        queues: Vec<Box<dyn Queue>>,
-        counters: Arc<PortCounters>,
-    ) -> Result<(), WorkerError> {
+    fn add(&mut self, port: Added) -> Result<(), WorkerError> {
+        let Added { id, generation, queues, counters, buckets } = port;
         if self.forwarder.has(id) {
             return Err(WorkerError::Taken(id));
         }
         for (number, queue) in queues.iter().enumerate() {
-            for fd in queue.fds() {
-                let token = epoll::EventData::new_u64(token_of(id, number));
-                epoll::add(&self.poll, fd, token, epoll::EventFlags::IN)
-                    .map_err(|error| WorkerError::Unpollable { id, source: error.into() })?;
-            }
+            watch(&self.poll, QueueId { port: id, queue: number }, &**queue)
+                .map_err(|source| WorkerError::Unpollable { id, source })?;
         }
         if self.generations.len() <= id.index() {
             self.generations.resize(id.index() + 1, 0);
         }
         self.generations[id.index()] = generation;
-        self.forwarder.add(id, queues, counters);
+        self.forwarder.add_sharing(id, queues, counters, buckets);
         Ok(())
     }
 
     fn remove(&mut self, id: PortId) {
         for queue in self.forwarder.remove(id) {
             // Closing would do, were nobody else holding the same open file.
-            for fd in queue.fds() {
-                let _ = epoll::delete(&self.poll, fd.as_fd());
-            }
+            ignore(&self.poll, &*queue);
         }
+    }
+}
+
+/// Has the poll tell when a queue is readable.
+fn watch(poll: &OwnedFd, id: QueueId, queue: &dyn Queue) -> io::Result<()> {
+    for fd in queue.fds() {
+        epoll::add(poll, fd, epoll::EventData::new_u64(token_of(id.port, id.queue)), epoll::EventFlags::IN)?;
+    }
+    Ok(())
+}
+
+/// Has the poll say nothing more of a queue. Asking it for no events would not do: an error it tells nevertheless.
+fn ignore(poll: &OwnedFd, queue: &dyn Queue) {
+    for fd in queue.fds() {
+        let _ = epoll::delete(poll, fd.as_fd());
     }
 }
 

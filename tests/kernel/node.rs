@@ -10,8 +10,8 @@ use tapir::io::tunnel_raw::{Share, TunnelRaw};
 use tapir::stats::PortStats;
 use tapir::sys::tap::{Layer, open_queue};
 use tapir::table::{
-    Adjacency, Fib, GATEWAY_V4, GATEWAY_V6, Mac, Path, Peer, Port, PortId, PortKind, Publisher, Rewrite, Tables,
-    Transport,
+    Adjacency, Fib, GATEWAY_V4, GATEWAY_V6, Limits, Mac, Path, Peer, Port, PortId, PortKind, Publisher, Rewrite,
+    Tables, Transport,
 };
 use tapir::worker::Workers;
 
@@ -77,7 +77,8 @@ impl Node {
         if let Some((tunnel, address)) = tunnel {
             node.workers.add_port(id, vec![tunnel], &mut node.counters[id.index()]).expect("added");
             tables.node = Some(address);
-            tables.ports[id.index()] = Some(Port { name: "tunnel".into(), kind: PortKind::Tunnel, mtu });
+            tables.ports[id.index()] =
+                Some(Port { name: "tunnel".into(), kind: PortKind::Tunnel, mtu, limits: Limits::default() });
             for &(peer, number) in remotes {
                 tables.peers.push(Peer { address: peer });
                 for (prefix, ipv6) in
@@ -100,7 +101,12 @@ impl Node {
                 let rewrite = Rewrite::ethernet(mac, address.is_ipv6());
                 node.routes.push(((*address).into(), Adjacency::Forward(Path { port, rewrite, mtu: pod.mtu })));
             }
-            tables.ports.push(Some(Port { name: "pod".into(), kind: PortKind::Pod { mac, addresses }, mtu: pod.mtu }));
+            tables.ports.push(Some(Port {
+                name: "pod".into(),
+                kind: PortKind::Pod { mac, addresses },
+                mtu: pod.mtu,
+                limits: Limits::default(),
+            }));
         }
         tables.fib = Fib::build(node.routes.clone());
         node.publisher.publish(tables);
