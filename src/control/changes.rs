@@ -13,7 +13,7 @@ use crate::table::PortId;
 /// What of the tables may be other than it was.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Everything.
+    /// Everything but services.
     pub all: bool,
     /// The routes to these.
     pub prefixes: BTreeSet<IpNet>,
@@ -23,6 +23,8 @@ pub struct Changes {
     pub peers: bool,
     /// What the host is to have: [`Desired::kernel_routes`], and the addresses and the MTU of `tapir0`.
     pub kernel: bool,
+    /// Services, or host ports.
+    pub services: bool,
 }
 
 impl Desired {
@@ -34,7 +36,8 @@ impl Desired {
     /// Everything is to be worked out anew.
     pub(super) fn change_all(&mut self) {
         self.rib = Rib::of(self);
-        self.changes = Changes { all: true, kernel: true, ..Changes::default() };
+        let services = self.changes.services;
+        self.changes = Changes { all: true, kernel: true, services, ..Changes::default() };
     }
 
     /// Some routes are no more, and others, or the same, are there instead.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -13,6 +14,10 @@ use tapir_cni::protocol::Bandwidth;
 
 /// Compiles everything from scratch.
 pub fn compile(desired: &Desired) -> Tables {
+    Tables { services: Arc::new(desired.services.anew().table(0)), ..without_services(desired) }
+}
+
+fn without_services(desired: &Desired) -> Tables {
     let pods: BTreeMap<PortId, &Endpoint> = desired.endpoints().map(|endpoint| (endpoint.port, endpoint)).collect();
     let pod = |port| pods.get(&port).copied();
     let best = rib::routes(desired).into_iter().filter(|route| route.best);
@@ -37,10 +42,16 @@ pub fn compile(desired: &Desired) -> Tables {
     }
 }
 
-/// Makes the tables that [`compile`] would from those that were right before `changes`.
+/// Makes the tables that [`compile`] would from those that were right before `changes`. The epoch of services alone is
+/// another: it counts on.
 pub fn update(tables: &Tables, desired: &Desired, changes: &Changes) -> Tables {
+    let services = if changes.services {
+        Arc::new(desired.services.table(tables.services.epoch.wrapping_add(1)))
+    } else {
+        tables.services.clone()
+    };
     if changes.all {
-        return compile(desired);
+        return Tables { services, ..without_services(desired) };
     }
     let pod = |port| desired.endpoint_at(port);
     let edits = changes.prefixes.iter().map(|&prefix| {
@@ -66,7 +77,7 @@ pub fn update(tables: &Tables, desired: &Desired, changes: &Changes) -> Tables {
         router_v4: desired.own_v4(),
         router_v6: desired.own_v6(),
         host: desired.host.clone(),
-        services: tables.services.clone(),
+        services,
         nat: desired.nat.clone(),
     }
 }

@@ -10,7 +10,7 @@ use super::rib::{self, NextHop};
 /// The kernel's part of the routes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelRoutes {
-    /// What leads to `tapir0`: pools, pods outside of them, and what lies in a direct route and is elsewhere.
+    /// What leads to `tapir0`: pools, pods outside of them, services, and what lies in a direct route and is elsewhere.
     pub through: Vec<IpNet>,
     /// What leads to another node as it is, with the node's underlay address.
     pub direct: Vec<(IpNet, Ipv4Addr)>,
@@ -30,6 +30,7 @@ impl Desired {
         let addresses = self.endpoints().flat_map(|endpoint| &endpoint.addresses);
         let outside = addresses.filter(|address| !self.topology.pools.iter().any(|pool| pool.cidr.contains(*address)));
         all.extend(outside.map(|&address| rib::host_prefix(address)));
+        all.extend(self.services.cidrs());
         all.append(&mut routes.through);
         KernelRoutes { through: all, direct: routes.direct }
     }

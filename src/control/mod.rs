@@ -18,6 +18,7 @@ mod kernel;
 pub mod mac;
 mod network;
 pub mod rib;
+pub mod service;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -76,6 +77,15 @@ pub enum Event {
     HostAddresses(Vec<IpAddr>),
     /// Source translation in the forwarder; none when the host does it, or nobody.
     Nat(Option<Nat>),
+    /// How services are forwarded.
+    ServiceSettings(service::Settings),
+    /// All that a source says of services, in place of what it said before.
+    Services {
+        /// The source: a file, or whatever tells one from another.
+        source: Arc<str>,
+        /// The services and slices that it has; none: it is gone.
+        objects: Vec<service::object::Object>,
+    },
     /// A pod's queues are open. Replaces an endpoint of the same attachment.
     Attached(Endpoint),
     /// A pod is gone, or its queues are.
@@ -124,6 +134,7 @@ pub struct Desired {
     /// Sorted.
     host: Vec<IpAddr>,
     nat: Option<Arc<Nat>>,
+    services: service::Services,
     /// What follows from all that.
     rib: Rib,
     changes: Changes,
@@ -143,10 +154,12 @@ impl Desired {
             path_mtus: BTreeMap::new(),
             host: Vec::new(),
             nat: None,
+            services: service::Services::default(),
             rib: Rib::default(),
             changes: Changes::default(),
         };
         desired.change_all();
+        desired.changes.services = true;
         desired
     }
 
@@ -170,8 +183,8 @@ impl Desired {
                 host.dedup();
                 let changed = self.host != host;
                 if changed {
+                    self.changes.services |= self.services.follow_host(&host);
                     self.host = host;
-                    self.change_all();
                 }
                 changed
             }
@@ -179,8 +192,19 @@ impl Desired {
                 let changed = self.nat.as_deref() != nat.as_ref();
                 if changed {
                     self.nat = nat.map(Arc::new);
-                    self.change_all();
                 }
+                changed
+            }
+            Event::ServiceSettings(settings) => {
+                let cidrs = self.services.cidrs().to_vec();
+                let changed = self.services.configure(settings);
+                self.changes.services |= changed;
+                self.changes.kernel |= self.services.cidrs() != cidrs;
+                changed
+            }
+            Event::Services { source, objects } => {
+                let changed = self.services.replace(&source, objects);
+                self.changes.services |= changed;
                 changed
             }
             Event::Attached(endpoint) => self.replace_endpoint(&endpoint.id.clone(), Some(endpoint)),
@@ -262,6 +286,7 @@ impl Desired {
         }
         let previous = self.endpoints.remove(id);
         self.exchange_endpoint(previous.as_ref(), endpoint.as_ref());
+        self.changes.services |= self.services.exchange_pod(previous.as_ref(), endpoint.as_ref());
         if let Some(previous) = previous {
             let owners = self.ports.entry(previous.port).or_default();
             owners.remove(id);
@@ -376,6 +401,11 @@ impl Desired {
     /// The largest packet that leaves by the underlay as it is.
     pub fn direct_mtu(&self) -> u16 {
         u16::try_from(self.underlay.mtu).unwrap_or(u16::MAX)
+    }
+
+    /// Services, and the host ports of pods.
+    pub const fn services(&self) -> &service::Services {
+        &self.services
     }
 
     /// The addresses of the host itself, sorted.

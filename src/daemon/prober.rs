@@ -46,6 +46,8 @@ impl Prober {
             Event::Transport { .. }
             | Event::HostAddresses(_)
             | Event::Nat(_)
+            | Event::ServiceSettings(_)
+            | Event::Services { .. }
             | Event::Attached(_)
             | Event::Detached(_)
             | Event::PacketTooBig { .. }
