@@ -139,6 +139,7 @@ impl Services {
     pub fn table(&self, epoch: u32) -> table::Services {
         table::Services {
             frontends: self.claims.frontends().clone(),
+            addresses: self.claims.frontends().keys().map(|frontend| frontend.address).collect(),
             cidrs: self.cidrs().to_vec(),
             epoch,
             reset: self.settings.reset,
