@@ -17,10 +17,12 @@ use serde::Deserialize;
 use crate::cluster::etcd;
 use crate::control::Encapsulation;
 
-pub use network::{IpamKind, Network, Pool};
+pub use network::{IpamKind, Nat, NatMapping, Network, Pool, PortRange, Services};
 
 /// The largest config that is read, in bytes.
 const MAX_SIZE: u64 = 1 << 20;
+/// The label of nodes that tells their zone (Kubernetes: well-known labels).
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// The file as written, with every default. [`Config::load`] also validates it.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -57,6 +59,8 @@ pub struct Node {
     pub workers: Auto<u16>,
     /// What selectors of pools choose this node by.
     pub labels: BTreeMap<String, String>,
+    /// The zone that it is in, for services whose endpoints are meant for zones; empty: as its label has it.
+    pub zone: String,
 }
 
 impl Default for Node {
@@ -69,6 +73,7 @@ impl Default for Node {
             http: "127.0.0.1:9477".into(),
             workers: Auto(None),
             labels: BTreeMap::new(),
+            zone: String::new(),
         }
     }
 }
@@ -334,6 +339,12 @@ impl Store {
 }
 
 impl Node {
+    /// The zone that it is in; empty: none that is known.
+    pub fn zone(&self) -> &str {
+        let label = || self.labels.get(ZONE_LABEL).map_or("", String::as_str);
+        if self.zone.is_empty() { label() } else { &self.zone }
+    }
+
     /// Where HTTP is served; none when it is turned off.
     pub fn http(&self) -> Option<SocketAddr> {
         self.http.parse().ok()

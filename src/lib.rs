@@ -11,7 +11,7 @@
 //! | 2 | [`table`], [`gso`] | what the data plane reads, immutable; cutting and joining packets |
 //! | 3 | [`forward`], [`io`], [`stats`], [`cluster`] | what happens to a packet (pure); where packets come from; counters; what the nodes of a cluster agree on (pure) |
 //! | 4 | [`worker`], [`control`] | the loop; what ought to be true (pure) |
-//! | 5 | [`config`], [`store`], [`host`], [`cni`], [`api`] | the outside: files, kernel, sockets |
+//! | 5 | [`config`], [`store`], [`host`], [`cni`], [`api`], [`source`] | the outside: files, kernel, sockets |
 //! | 6 | [`daemon`], [`ctl`] | wiring and the one control loop; the command line |
 #![deny(unsafe_code)]
 
@@ -37,6 +37,7 @@ pub mod api;
 pub mod cni;
 pub mod config;
 pub mod host;
+pub mod source;
 pub mod store;
 
 pub mod ctl;

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
 
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -33,6 +35,26 @@ pub struct Network {
     pub mtu: Auto<u16>,
     /// This node's own ranges.
     pub node_cidrs: Vec<IpNet>,
+    /// Who translates sources.
+    pub nat: Nat,
+    /// Ports of the node's address that are kept for translated sources.
+    pub nat_ports: PortRange,
+    /// What two connections of one socket look like from outside.
+    pub nat_mapping: NatMapping,
+    /// Who looks after services.
+    pub services: Services,
+    /// Addresses that only services have.
+    pub service_cidrs: Vec<IpNet>,
+    /// The folder of services and their endpoints.
+    pub services_dir: PathBuf,
+    /// TCP connections to an endpoint that is gone are reset.
+    pub service_reset: bool,
+    /// At which of the host's addresses node ports are; empty: at all.
+    pub node_port_addresses: Vec<IpNet>,
+    /// The most connections that are remembered.
+    pub flows: u32,
+    /// The most that one pod may have.
+    pub flows_per_pod: u32,
 }
 
 impl Default for Network {
@@ -47,7 +69,68 @@ impl Default for Network {
             nat_outgoing: true,
             mtu: Auto(None),
             node_cidrs: Vec::new(),
+            nat: Nat::Auto,
+            nat_ports: PortRange(61_000..=65_535),
+            nat_mapping: NatMapping::AddressDependent,
+            services: Services::Native,
+            service_cidrs: vec!["10.96.0.0/12".parse().expect("a prefix")],
+            services_dir: "/etc/tapir/services.d".into(),
+            service_reset: false,
+            node_port_addresses: Vec::new(),
+            flows: 1 << 20,
+            flows_per_pod: 1 << 18,
         }
+    }
+}
+
+/// Who translates the sources of what leaves the pools.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Nat {
+    /// `native` where it works, else `host`.
+    #[default]
+    Auto,
+    /// The forwarder.
+    Native,
+    /// The host's kernel.
+    Host,
+}
+
+/// What two connections of one socket look like from outside (RFC 4787 §4.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NatMapping {
+    /// Each destination sees a port of its own.
+    #[default]
+    AddressDependent,
+    /// All destinations see the same port.
+    EndpointIndependent,
+}
+
+/// Who looks after services.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Services {
+    /// The forwarder.
+    #[default]
+    Native,
+    /// kube-proxy on the host.
+    KubeProxy,
+    /// Nobody.
+    Off,
+}
+
+/// Ports from one to another; in the file `"FIRST-LAST"`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortRange(pub RangeInclusive<u16>);
+
+impl<'de> Deserialize<'de> for PortRange {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let ends = text.split_once('-').and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
+        let (first, last): (u16, u16) =
+            ends.ok_or_else(|| D::Error::custom(format!("{text:?} is not like \"61000-65535\"")))?;
+        Ok(Self(first..=last))
     }
 }
 

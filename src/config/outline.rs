@@ -5,15 +5,7 @@
 //! around them is named.
 
 /// Keys of later versions, which a config written for one of them holds.
-const LATER_KEYS: &[&str] = &[
-    "bgp",
-    "network.nat",
-    "network.policy_dir",
-    "network.service_cidrs",
-    "network.services",
-    "network.services_dir",
-    "store.kubeconfig",
-];
+const LATER_KEYS: &[&str] = &["bgp", "network.policy_dir", "store.kubeconfig"];
 /// Values of later versions.
 const LATER_VALUES: &[(&str, &str)] = &[("network.ipam", "podcidr"), ("store.kind", "kubernetes")];
 

@@ -172,7 +172,7 @@ fn syntax_errors_name_file_line_and_key() {
 #[test]
 fn what_later_versions_have_is_named_as_such() {
     for (text, message) in [
-        ("[network]\nservices = \"off\"\n", "t.toml:2: network.services: not in this version of tapir; remove it"),
+        ("[network]\npolicy_dir = \"/\"\n", "t.toml:2: network.policy_dir: not in this version of tapir; remove it"),
         ("[bgp]\nenabled = false\n", "t.toml:1: bgp: not in this version of tapir; remove it"),
         ("[[bgp.peer]]\naddress = \"1.1.1.1\"\n", "t.toml:1: bgp.peer[0]: not in this version of tapir; remove it"),
         ("[store]\nkind = \"kubernetes\"\n", "t.toml:2: store.kind: \"kubernetes\" is not in this version of tapir"),
@@ -396,4 +396,83 @@ fn a_store_that_cannot_be_meant_is_refused() {
     }
     let twice = error("[store]\nkind = \"etcd\"\nendpoints = [\"http://e:1\", \"http://e:1\"]\n");
     assert_eq!(twice, "t.toml:3: store.endpoints: http://e:1 is named twice");
+}
+
+#[test]
+fn services_and_connections_have_their_keys() {
+    let text = r#"
+        [node]
+        labels = { "topology.kubernetes.io/zone" = "a" }
+        [network]
+        services = "kube-proxy"
+        service_cidrs = ["10.96.0.1/16", "fd00:96::/112"]
+        services_dir = "/srv"
+        service_reset = true
+        node_port_addresses = ["172.31.0.1/16"]
+        nat = "host"
+        nat_ports = "40000-50000"
+        nat_mapping = "endpoint-independent"
+        flows = 2048
+        flows_per_pod = 1
+    "#;
+    let config = Config::parse(text, Path::new("t.toml")).unwrap();
+    let network = &config.network;
+    assert_eq!((network.services, network.nat), (Services::KubeProxy, Nat::Host));
+    assert_eq!(network.service_cidrs[0].to_string(), "10.96.0.0/16");
+    assert_eq!(network.node_port_addresses[0].to_string(), "172.31.0.0/16");
+    assert_eq!((&network.nat_ports.0, network.nat_mapping), (&(40_000..=50_000), NatMapping::EndpointIndependent));
+    assert_eq!(config.node.zone(), "a");
+    let zone = Config::parse(&text.replace("[network]", "zone = \"b\"\n[network]"), Path::new("t.toml")).unwrap();
+    assert_eq!(zone.node.zone(), "b");
+    let overlapping = "pools = [\"10.0.0.0/8\"]\n";
+    for services in ["kube-proxy", "off"] {
+        let text = format!("[network]\nservices = \"{services}\"\n{overlapping}");
+        assert!(Config::parse(&text, Path::new("t.toml")).is_ok(), "nothing is kept for services");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_services_and_connections_is_named() {
+    for (text, message) in [
+        (
+            "pools = [\"10.0.0.0/8\"]",
+            "t.toml:1: network.service_cidrs: 10.96.0.0/12 overlaps the pool 10.0.0.0/8: pods and services need separate \
+             ranges",
+        ),
+        (
+            "services = \"iptables\"",
+            "t.toml:2: network.services: unknown variant `iptables`, expected one of `native`, `kube-proxy`, `off`",
+        ),
+        (
+            "service_cidrs = [\"10.96.0.0/12\", \"10.97.0.0/16\"]",
+            "t.toml:2: network.service_cidrs: 10.97.0.0/16 overlaps 10.96.0.0/12",
+        ),
+        (
+            "service_cidrs = [\"127.0.0.0/16\"]",
+            "t.toml:2: network.service_cidrs: 127.0.0.0/16 overlaps 127.0.0.0/8, where no service can be",
+        ),
+        ("services_dir = \"services.d\"", "t.toml:2: network.services_dir: services.d is not an absolute path"),
+        ("nat_ports = \"61000\"", "t.toml:2: network.nat_ports: \"61000\" is not like \"61000-65535\""),
+        (
+            "nat_ports = \"65535-61000\"",
+            "t.toml:2: network.nat_ports: 65535-61000 is not a range of 64 ports or more, from 1024 on",
+        ),
+        (
+            "nat_ports = \"1000-2000\"",
+            "t.toml:2: network.nat_ports: 1000-2000 is not a range of 64 ports or more, from 1024 on",
+        ),
+        (
+            "nat_ports = \"32767-40000\"",
+            "t.toml:2: network.nat_ports: 32767-40000 overlaps 30000-32767, where node ports are",
+        ),
+        ("flows = 7", "t.toml:2: network.flows: 7 is not within 1024 to 67108864"),
+        ("flows_per_pod = 0", "t.toml:2: network.flows_per_pod: 0 would let pods connect to nothing"),
+    ] {
+        assert_eq!(error(&format!("[network]\n{text}\n")), message);
+    }
+    assert_eq!(
+        error("[node]\naddress = \"10.100.0.1\"\n"),
+        "t.toml: network.service_cidrs: 10.96.0.0/12 holds 10.100.0.1, a node's address"
+    );
+    assert_eq!(error("[node]\nzone = \"a b\"\n"), "t.toml:2: node.zone: \"a b\" can't be the value of the label zone");
 }

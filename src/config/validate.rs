@@ -7,7 +7,7 @@ use std::path::Path;
 
 use ipnet::IpNet;
 
-use super::{Config, IpamKind, Peer, Pool, Store, StoreKind};
+use super::{Config, IpamKind, Network, Peer, Pool, Services, Store, StoreKind};
 use crate::control::Encapsulation;
 
 /// The largest packet that fits into an IPv4 packet of the largest size.
@@ -29,6 +29,14 @@ const MAX_LABEL_KEY: usize = 253 + 1 + MAX_LABEL;
 const MAX_SOCKET_PATH: usize = 107;
 /// Keys that are longer tell nobody more, in bytes.
 const MAX_STORE_PREFIX: usize = 256;
+/// The first port that is nobody's by assignment (RFC 6335 §6).
+const FIRST_USER_PORT: u16 = 1024;
+/// As many are few enough.
+const MIN_NAT_PORTS: u16 = 64;
+/// Where Kubernetes takes node ports from unless told otherwise.
+const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
+/// How many connections a table may hold.
+const FLOWS: RangeInclusive<u32> = 1_024..=1 << 26;
 /// Ranges that no pod's address comes from.
 const RESERVED: &[&str] =
     &["0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/8", "fe80::/10", "ff00::/8"];
@@ -40,7 +48,8 @@ impl Config {
     pub(super) fn normalise(&mut self) {
         let network = &mut self.network;
         let of_pools = network.pools.iter_mut().flat_map(|pool| [&mut pool.cidr].into_iter().chain(&mut pool.reserved));
-        for prefix in of_pools.chain(&mut network.node_cidrs) {
+        let of_services = network.service_cidrs.iter_mut().chain(&mut network.node_port_addresses);
+        for prefix in of_pools.chain(&mut network.node_cidrs).chain(of_services) {
             *prefix = prefix.trunc();
         }
         for prefix in self.peers.iter_mut().flat_map(|peer| &mut peer.pods) {
@@ -56,6 +65,8 @@ impl Config {
             .or_else(|| self.node_cidrs_problem())
             .or_else(|| self.store_problem())
             .or_else(|| self.peers_problem())
+            .or_else(|| self.services_problem())
+            .or_else(|| self.connections_problem())
     }
 
     fn store_problem(&self) -> Problem {
@@ -136,6 +147,9 @@ impl Config {
         }
         if let Some(message) = node.labels.iter().find_map(|(key, value)| label_problem(key, value)) {
             return at("node.labels", message);
+        }
+        if let Some(message) = label_problem("zone", &node.zone) {
+            return at("node.zone", message);
         }
         if !node.http.is_empty() && node.http().is_none() {
             let message = format!("{:?} is not an address and port like 127.0.0.1:9477; \"\" turns it off", node.http);
@@ -259,6 +273,58 @@ impl Config {
             owned.extend(peer.pods.iter().map(|range| (range, peer.name.as_str())));
         }
         None
+    }
+
+    fn services_problem(&self) -> Problem {
+        let Network { services, service_cidrs, services_dir, .. } = &self.network;
+        if !services_dir.is_absolute() {
+            return at("network.services_dir", format!("{} is not an absolute path", services_dir.display()));
+        }
+        if *services != Services::Native {
+            return None;
+        }
+        let key = "network.service_cidrs";
+        for (index, range) in service_cidrs.iter().enumerate() {
+            let reserved = RESERVED.iter().filter_map(|range| range.parse::<IpNet>().ok());
+            if let Some(other) = reserved.into_iter().find(|other| overlap(other, range)) {
+                return at(key, format!("{range} overlaps {other}, where no service can be"));
+            }
+            if let Some(pool) = self.cidrs().find(|pool| overlap(pool, range)) {
+                let message = format!("{range} overlaps the pool {pool}: pods and services need separate ranges");
+                return at(key, message);
+            }
+            if let Some(other) = service_cidrs[..index].iter().find(|other| overlap(other, range)) {
+                return at(key, format!("{range} overlaps {other}"));
+            }
+            let mut nodes = self.node.address.into_iter().chain(self.peers.iter().map(|peer| peer.address));
+            if let Some(address) = nodes.find(|&address| range.contains(&address_net(address))) {
+                return at(key, format!("{range} holds {address}, a node's address"));
+            }
+        }
+        None
+    }
+
+    fn connections_problem(&self) -> Problem {
+        let network = &self.network;
+        let (first, last) = (*network.nat_ports.0.start(), *network.nat_ports.0.end());
+        let key = "network.nat_ports";
+        if first < FIRST_USER_PORT || last < first || last - first + 1 < MIN_NAT_PORTS {
+            let message =
+                format!("{first}-{last} is not a range of {MIN_NAT_PORTS} ports or more, from {FIRST_USER_PORT} on");
+            return at(key, message);
+        }
+        if first <= *NODE_PORTS.end() && last >= *NODE_PORTS.start() {
+            let (low, high) = (NODE_PORTS.start(), NODE_PORTS.end());
+            return at(key, format!("{first}-{last} overlaps {low}-{high}, where node ports are"));
+        }
+        if !FLOWS.contains(&network.flows) {
+            return at(
+                "network.flows",
+                format!("{} is not within {} to {}", network.flows, FLOWS.start(), FLOWS.end()),
+            );
+        }
+        (network.flows_per_pod == 0)
+            .then(|| ("network.flows_per_pod".into(), "0 would let pods connect to nothing".into()))
     }
 
     fn peer_address_problem(&self, peer: &Peer) -> Option<String> {
