@@ -167,6 +167,7 @@ impl Forwarder {
         }
         let lines = queues.into_iter().map(|queue| Line { queue, outgoing: Vec::new() }).collect();
         self.ports[id.index()] = Some(Port { lines, counters });
+        self.shaper.follow(&self.tables.snapshot());
     }
 
     /// Takes a port's queues away. What waits for its bandwidth is dropped.

@@ -1,5 +1,7 @@
 //! A forwarder on devices in memory, and a worker thread on the same.
 
+mod bandwidth;
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -157,8 +159,15 @@ struct Node {
 
 impl Node {
     fn new() -> Self {
-        let publisher = Publisher::default();
-        publisher.publish(tables());
+        Self::with(tables())
+    }
+
+    fn with(tables: Tables) -> Self {
+        Self::on(Publisher::default(), tables)
+    }
+
+    fn on(publisher: Publisher, tables: Tables) -> Self {
+        publisher.publish(tables);
         let stats = Arc::new(WorkerStats::default());
         let (sender, events) = crossbeam_channel::unbounded();
         let notify = move |event| sender.send(event).expect("the test listens");
@@ -206,7 +215,7 @@ impl Node {
     fn check_books(&self) {
         let over_ports = |what: fn(&PortCounters) -> u64| self.ports.iter().map(|(_, _, c)| what(c)).sum::<u64>();
         let dropped: u64 = self.stats.drops.iter().map(crate::stats::Counter::get).sum();
-        let kept = self.stats.sent.get() + self.stats.heard.get() + dropped;
+        let kept = self.stats.sent.get() + self.stats.heard.get() + dropped + self.forwarder.waiting() as u64;
         assert_eq!(self.stats.received.get() + self.stats.originated.get(), kept);
         assert_eq!(over_ports(|counters| counters.rx_packets.get()), self.stats.received.get());
         assert_eq!(over_ports(|counters| counters.tx_packets.get()), self.stats.sent.get());
