@@ -10,7 +10,8 @@ use tapir::io::memory::{Far, Kind, pair};
 use tapir::packet::{Gso, Offload, PartialChecksum};
 use tapir::stats::WorkerStats;
 use tapir::table::{
-    Adjacency, Fib, GATEWAY_MAC, Limits, Mac, Path, Peer, Port, PortId, PortKind, Publisher, Rewrite, Tables, Transport,
+    Adjacency, Fib, GATEWAY_MAC, Limits, Mac, Path, Peer, Port, PortId, PortKind, Publisher, Rate, Rewrite, Tables,
+    Transport,
 };
 use tapir::wire::probe::{self, Probe};
 use tapir::wire::{checksum, outer};
@@ -88,6 +89,47 @@ fn a_warm_visit_allocates_nothing() {
     assert!([DropReason::NoRoute, DropReason::TtlExpired, DropReason::TooBig].into_iter().all(seen));
     assert!(stats.answered.get() > 0 && stats.heard.get() > 0);
     assert!(stats.originated.get() > 0 && stats.suppressed.get() > 0);
+}
+
+#[test]
+fn a_pods_backlog_allocates_nothing_once_it_has_been_as_long() {
+    let publisher = Publisher::default();
+    let mut tables = tables();
+    let rate = Some(Rate { bits_per_second: 10_000_000, ..Rate::default() });
+    tables.ports[POD.index()].as_mut().expect("a pod").limits = Limits { ingress: rate, egress: rate };
+    publisher.publish(tables);
+    let stats = Arc::new(WorkerStats::default());
+    let mut forwarder = Forwarder::new(publisher, stats.clone(), |_| {});
+    let ports = [(PortId::TUNNEL, Kind::Tunnel { mtu: MTU.into() }), (POD, Kind::Whole)];
+    let [tunnel, pod] = ports.map(|(id, kind)| {
+        let (queue, far) = pair(kind).expect("descriptors");
+        forwarder.add(id, vec![Box::new(queue)], Arc::default());
+        far
+    });
+    let out = Sample::new("to another node", frame(&ipv4(17, 64, true, POD_IP, REMOTE, &[0; 1000])), 14);
+    let inner = ipv4(17, 64, true, REMOTE, POD_IP, &[0; 1000]);
+    let back = Sample::new("to the pod", ipv4(4, 64, true, PEER, NODE, &inner), 20);
+    let (mut now, mut resumed) = (Duration::from_secs(1), Vec::new());
+    let mut carry = || {
+        (0..300).for_each(|_| back.deliver(&tunnel));
+        out.deliver(&pod);
+        while forwarder.visit(QueueId { port: PortId::TUNNEL, queue: 0 }, now).expect("alive") == Readiness::More {}
+        for _ in 0..5 {
+            now += Duration::from_millis(2);
+            forwarder.tick(now, &mut resumed);
+            resumed.clear();
+            while forwarder.visit(QueueId { port: POD, queue: 0 }, now).expect("alive") == Readiness::More {}
+            for far in [&pod, &tunnel] {
+                while let Some(packet) = far.take() {
+                    far.give(packet);
+                }
+            }
+        }
+    };
+    (0..50).for_each(|_| carry());
+    let warm = allocation_counter::measure(carry);
+    assert_eq!(warm.count_total, 0, "{} bytes", warm.bytes_total);
+    assert!(forwarder.waiting() > 0 && stats.drops[DropReason::Bandwidth as usize].get() > 0);
 }
 
 /// Something to receive, and what it is.

@@ -5,6 +5,7 @@
 //! taken.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod bandwidth;
 mod bench;
 mod churn;
 mod cluster;
