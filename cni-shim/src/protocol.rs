@@ -224,6 +224,14 @@ pub enum Request {
     },
     /// `tapirctl store accept`.
     StoreAccept,
+    /// `tapirctl services`.
+    Services {
+        /// Only what comes after this, the `next` of an answer; none: from the first.
+        #[serde(default)]
+        after: Option<String>,
+        /// The most rows to answer with; there may be fewer, to keep within [`MAX_MESSAGE`].
+        limit: u32,
+    },
     /// `tapirctl drops`.
     Drops {
         /// Only drops with a higher number.

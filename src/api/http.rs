@@ -53,7 +53,7 @@ pub async fn serve(listener: TcpListener, queries: mpsc::Sender<Query>) -> io::R
         .route("/livez", get(live))
         .route("/readyz", get(ready))
         .with_state(queries);
-    axum::serve(Bounded { listener, places: Arc::new(Semaphore::new(MAX_CONNECTIONS)) }, router).await
+    axum::serve(Bounded::new(listener), router).await
 }
 
 async fn ask<T>(queries: &mpsc::Sender<Query>, query: impl FnOnce(oneshot::Sender<T>) -> Query) -> Option<T> {
@@ -92,9 +92,15 @@ fn stuck() -> Response {
 }
 
 /// A listener of so many connections at a time, each of which lives so long.
-struct Bounded {
+pub(super) struct Bounded {
     listener: TcpListener,
     places: Arc<Semaphore>,
+}
+
+impl Bounded {
+    pub fn new(listener: TcpListener) -> Self {
+        Self { listener, places: Arc::new(Semaphore::new(MAX_CONNECTIONS)) }
+    }
 }
 
 impl Listener for Bounded {
@@ -112,7 +118,7 @@ impl Listener for Bounded {
     }
 }
 
-struct Connection {
+pub(super) struct Connection {
     stream: TcpStream,
     end: Pin<Box<Sleep>>,
     _place: OwnedSemaphorePermit,

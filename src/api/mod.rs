@@ -7,12 +7,16 @@
 //! | [`drops`] | the last drops, in words |
 //! | [`routes`] | routes, in words |
 //! | [`metrics`] | the same for Prometheus |
+//! | [`services`] | services, in parts |
 //! | [`http`] | `/metrics`, `/livez`, `/readyz` |
+//! | [`health_check`] | what load balancers ask about a service |
 
 pub mod cluster;
 pub mod drops;
+pub mod health_check;
 pub mod http;
 pub mod metrics;
 pub mod routes;
+pub mod services;
 mod time;
 pub mod types;

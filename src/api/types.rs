@@ -176,6 +176,47 @@ pub struct Node {
     pub labels: BTreeMap<String, String>,
 }
 
+/// Part of `services`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Services {
+    /// In the order of their names, host ports last.
+    pub services: Vec<Service>,
+    /// There is more, after this.
+    #[serde(default)]
+    pub next: Option<String>,
+}
+
+/// A port of a service, or a host port, at one of its addresses.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Service {
+    /// `namespace/service:port`; of a host port the pod's name.
+    pub name: String,
+    /// `ClusterIP`, `NodePort`, `ExternalIP`, `LoadBalancer` or `HostPort`.
+    pub kind: String,
+    /// What clients send to.
+    pub address: IpAddr,
+    /// The port there.
+    pub port: u16,
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+    /// How many endpoints take new connections.
+    pub ready: usize,
+    /// How many there are.
+    pub endpoints: usize,
+    /// How many of the ready ones are on this node.
+    pub local: usize,
+    /// `Cluster` or `Local`.
+    pub policy: String,
+    /// For how many seconds a client keeps its endpoint, if it does.
+    #[serde(default)]
+    pub affinity_s: Option<u64>,
+    /// Who may be a client; empty: anybody.
+    #[serde(default)]
+    pub source_ranges: Vec<IpNet>,
+    /// The file that says so; empty: a pod's host port.
+    pub source: String,
+}
+
 /// Part of what the store holds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Entries {

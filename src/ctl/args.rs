@@ -73,6 +73,9 @@ pub enum Verb {
     /// Carry cluster state from one store to another.
     #[command(subcommand)]
     Store(StoreVerb),
+    /// List services and host ports, and how many endpoints answer.
+    #[command(visible_alias = "svc")]
+    Services,
     /// Count drops by reason and show the last ones.
     Drops {
         /// Print drops as they happen, until interrupted.

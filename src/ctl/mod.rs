@@ -14,6 +14,7 @@ mod drops;
 mod etcd;
 mod manual;
 mod output;
+mod services;
 mod table;
 mod view;
 
@@ -157,6 +158,7 @@ fn execute(cli: &Cli, terminal: &mut Terminal<'_>) -> Result<u8, CtlError> {
         Verb::Nodes(nodes) => return cluster::nodes(cli, nodes.verb.as_ref(), terminal),
         Verb::Ipam(verb) => return cluster::ipam(cli, verb, terminal),
         Verb::Store(verb) => return cluster::store(cli, verb, terminal),
+        Verb::Services => services::list(cli, terminal)?,
         Verb::Drops { follow: true, last } => drops::follow(&cli.socket, cli.output, *last, terminal)?,
         Verb::Drops { follow: false, last } => {
             show(cli, terminal, &Request::Drops { after: 0 }, |drops: &Drops| drops::view(drops, *last))?;

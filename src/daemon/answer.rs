@@ -8,7 +8,7 @@ use tapir_cni::protocol::Refusal;
 
 use super::attachment::Stage;
 use super::verbs::refusal;
-use super::{Daemon, Done};
+use super::{Daemon, Done, services};
 use crate::api::http::Query;
 use crate::api::metrics::{Port, Snapshot};
 use crate::api::routes::Routes;
@@ -19,6 +19,9 @@ use crate::control::{ipam, mac};
 use crate::host::clock;
 use crate::stats::PortCounters;
 use crate::table::PortId;
+
+/// What is wrong there keeps the node from nothing else.
+const NOT_OWN: [&str; 3] = ["ipam", services::FILES, services::HEALTH_CHECKS];
 
 impl Daemon {
     pub(super) fn route(&mut self, address: IpAddr) -> Result<Route, Refusal> {
@@ -87,9 +90,9 @@ impl Daemon {
     }
 
     /// What keeps this node from its work. What is wrong with the addresses of the cluster does not, and one node tells it
-    /// for all.
+    /// for all; nor does what is wrong with services that somebody wrote down.
     fn own_problems(&self) -> Vec<String> {
-        let own = self.problems.iter().filter(|(part, _)| **part != "ipam");
+        let own = self.problems.iter().filter(|(part, _)| !NOT_OWN.contains(part));
         own.flat_map(|(_, problems)| problems.clone()).collect()
     }
 
@@ -103,7 +106,8 @@ impl Daemon {
             node: self.config.node.name.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             uptime_s: now.saturating_sub(self.started).as_secs(),
-            ready: problems.len() == self.problems.get("ipam").map_or(0, Vec::len)
+            ready: problems.len()
+                == NOT_OWN.iter().filter_map(|part| self.problems.get(part)).map(Vec::len).sum::<usize>()
                 && self.links.host
                 && self.links.tunnel
                 && udp,

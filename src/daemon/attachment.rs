@@ -8,6 +8,7 @@ use tapir_cni::protocol::{Add, AttachmentId};
 
 use super::cluster_verbs::{Facts, Question};
 use super::reading::Reading;
+use super::services::Found;
 use super::{Daemon, Done, PortError};
 use crate::cni::ConnectionId;
 use crate::control::{Endpoint, Event, Namespace, Underlay};
@@ -76,6 +77,8 @@ pub(super) enum Outcome {
     Kept { revision: u64, result: Result<(), local::StoreError> },
     /// The paths of namespaces were looked at: these are gone.
     Watched { gone: Vec<AttachmentId> },
+    /// Services and the host's addresses were looked at.
+    Looked(Box<Found>),
     /// The host's side was looked at, and set right.
     Reconciled {
         underlay: Result<Underlay, HostError>,

@@ -88,6 +88,7 @@ impl Daemon {
         self.publisher.reclaim();
         self.replay_queue();
         self.tend_cluster(now);
+        self.tend_services();
         if !self.clocked.watching && is_due(&mut self.clocked.watch, WATCH, now) {
             self.watch();
         }
@@ -127,6 +128,7 @@ impl Daemon {
                     self.remove(&id);
                 }
             }
+            Outcome::Looked(found) => self.looked(*found),
             Outcome::Reconciled { underlay, host } => {
                 self.reconciled(underlay, host);
                 if self.clocked.reconcile.ends() {

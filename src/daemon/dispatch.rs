@@ -48,6 +48,7 @@ impl Daemon {
             Request::NodeDelete { name } => self.ask(Question::Delete { name, done }),
             Request::StoreEntries { after, limit } => self.entries(connection, after, limit, done),
             Request::StoreAccept => done.answer(Ok(serde_json::json!({ "accepted": self.accept() }))),
+            Request::Services { after, limit } => done.answer(self.services_after(after.as_deref(), limit)),
             Request::Drops { after } => done.answer(Ok(self.drops(after))),
         }
     }

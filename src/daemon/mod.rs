@@ -40,6 +40,7 @@ mod parked;
 mod prober;
 mod reading;
 mod reload;
+mod services;
 mod start;
 mod teller;
 mod verbs;
@@ -213,6 +214,7 @@ struct Daemon {
     /// What waits for attachments to be gone.
     waiting: Vec<Waiting>,
     cluster: Cluster,
+    services: services::Services,
 }
 
 /// The ports that are not pods'.

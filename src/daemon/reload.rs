@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use super::{Daemon, DaemonError};
-use crate::config::{Config, Place};
+use crate::config::{Config, Place, Services};
 use crate::control::ipam::Ipam;
 use crate::control::{MIN_MTU_V6, OVERHEAD, Underlay};
 use crate::host::clock;
@@ -22,6 +22,12 @@ pub(super) fn contradiction(config: &Config, underlay: &Underlay) -> Option<(Str
     if let Some(index) = config.peers.iter().position(|peer| peer.address == *address) {
         let message = format!("{address} is this node's own address on {interface}");
         return Some((format!("peer[{index}].address"), message));
+    }
+    let native = config.network.services == Services::Native;
+    let mut services = config.network.service_cidrs.iter().filter(|_| native);
+    if let Some(range) = services.find(|range| range.contains(&IpAddr::V4(*address))) {
+        let message = format!("{range} holds {address}, this node's address on {interface}");
+        return Some(("network.service_cidrs".into(), message));
     }
     let room = mtu.saturating_sub(OVERHEAD);
     let pool = config.network.pools.iter().map(|pool| pool.cidr).find(|pool| pool.addr().is_ipv6());
@@ -40,6 +46,11 @@ fn fixed(old: &Config, new: &Config, underlay: &Underlay) -> Vec<&'static str> {
         ("node.state_dir", old.node.state_dir != new.node.state_dir),
         ("node.http", old.node.http != new.node.http),
         ("node.workers", old.node.workers != new.node.workers),
+        ("network.nat", old.network.nat != new.network.nat),
+        ("network.nat_ports", old.network.nat_ports != new.network.nat_ports),
+        ("network.nat_mapping", old.network.nat_mapping != new.network.nat_mapping),
+        ("network.flows", old.network.flows != new.network.flows),
+        ("network.flows_per_pod", old.network.flows_per_pod != new.network.flows_per_pod),
         ("underlay.interface", old.underlay.interface != new.underlay.interface),
         ("underlay.backend", old.underlay.backend != new.underlay.backend),
         ("underlay.transport", old.underlay.transport != new.underlay.transport),
@@ -100,6 +111,7 @@ impl Daemon {
         self.cluster.reconfigure(&config, &self.config);
         self.config = config;
         self.follow_cluster();
+        self.reconfigure_services();
         Ok(())
     }
 

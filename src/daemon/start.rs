@@ -22,7 +22,7 @@ use super::join;
 use super::prober::Prober;
 use super::teller::{self, Last};
 use super::verbs::MAX_WANTED;
-use super::{Backend, Daemon, DaemonError, Inputs, Links, Signals, del_queue, reload};
+use super::{Backend, Daemon, DaemonError, Inputs, Links, Signals, del_queue, reload, services};
 use crate::api::drops::History;
 use crate::cluster::Durable;
 use crate::cni::{Server, ServerError};
@@ -30,6 +30,7 @@ use crate::config::{Config, Place, StoreKind};
 use crate::control::ipam::{Freed, Ipam};
 use crate::control::{Desired, Event, Topology};
 use crate::host::{HostError, clock, netns, pod, tapir0, underlay};
+use crate::source::folder::Folder;
 use crate::stats::PortStats;
 use crate::store::local::{Found, Store, StoreError};
 use crate::store::{Phase, Record, State};
@@ -66,6 +67,8 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
     tracing::info!(node = config.node.name, ?underlay, "starting");
     let configured = config.underlay.backend;
     let backend = std::thread::spawn(move || Backend::choose(configured));
+    let folder = Folder::new(&config.network.services_dir);
+    let services = std::thread::spawn(move || services::look(folder, 0));
     let count = config.node.workers.0.map_or_else(default_workers, usize::from);
 
     let recovered = recover(&store, &boot, &config, started)?;
@@ -87,6 +90,7 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
     let prober = Prober::new(config.underlay.transport, &underlay);
     let mut daemon = Daemon {
         path: path.into(),
+        services: services::Services::new(&config.network.services_dir),
         desired: Desired::new(Topology::default(), underlay),
         config,
         store,
@@ -121,6 +125,11 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
     };
     daemon.clocked.hold(true);
     daemon.follow_cluster();
+    daemon.reconfigure_services();
+    match services.join() {
+        Ok(found) => daemon.looked(found),
+        Err(_) => tracing::error!("the thread that reads services died; trying again"),
+    }
     daemon.open(settled, backend)?;
     daemon.clocked.hold(false);
     daemon.store.save(&daemon.state())?;

@@ -6,6 +6,7 @@
 //! | [`pod`] | the TAP in a pod's namespace: marked, opened again, removed, found by its mark |
 //! | [`tapir0`] | the host's way to the pods: a TUN, its addresses |
 //! | [`routes`] | the host's routes to pods, through `tapir0` and past it |
+//! | [`addresses`] | the host's own addresses |
 //! | [`underlay`] | the network between nodes |
 //! | [`backend`] | which way of tunnelling the kernel is able to |
 //! | [`icmp`] | echo requests to other nodes, past the tunnel |
@@ -15,6 +16,7 @@
 //!
 //! Everything here is synchronous and idempotent, and says what it did not manage to do.
 
+pub mod addresses;
 pub mod backend;
 pub mod clock;
 pub mod icmp;

@@ -55,6 +55,16 @@ impl Netlink {
         Ok(found.into_iter().filter(|one| one.header.index == link.index).filter_map(decode).collect())
     }
 
+    /// The addresses of all links.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub fn all_addresses(&mut self) -> Result<Vec<Address>, NetlinkError> {
+        let found: Vec<AddressMessage> =
+            self.dump(RTM_GETADDR, &AddressMessage::default(), || "list the addresses".into())?;
+        Ok(found.into_iter().filter_map(decode).collect())
+    }
+
     /// Adds an address, or changes the one that is there. IPv4 link-local addresses get link scope.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ mod claims;
 mod compile;
 mod endpoints;
 pub mod object;
+mod row;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -27,6 +28,8 @@ use claims::{Claimed, Claims, Owner};
 use compile::{Compiled, Surroundings};
 use endpoints::Place;
 use object::{Name, Object};
+
+pub use row::{Cursor, Row};
 
 /// As many problems of a kind are told one by one.
 const MAX_TOLD: usize = 20;
