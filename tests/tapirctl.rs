@@ -13,7 +13,7 @@ use std::thread;
 
 use serde_json::{Value, json};
 use tapir::api::types::{
-    Assignment, Block, Check, Drop as Dropped, Drops, Endpoint, Entries, Fix, Ipam, Peer, PeerCount, Pool, Route,
+    Assignment, Block, Check, Drop as Dropped, Drops, Endpoint, Entries, Fix, Ipam, Nat, Peer, PeerCount, Pool, Route,
     Status, Store, StoreEntry, Tunnel, Violation,
 };
 use tapir::ctl;
@@ -105,6 +105,7 @@ fn status() -> Status {
             mtu: 1480,
         },
         workers: 1,
+        nat: Nat { mode: "native".into(), reason: "passed its self-test".into() },
         store: Store { kind: "embedded".into(), age_s: 42, reachable: true },
         peers: PeerCount { up: 1, down: 0 },
         endpoints: 2,

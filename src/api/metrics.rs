@@ -244,6 +244,7 @@ mod tests {
             problems: Vec::new(),
             tunnel: Tunnel { backend, reason, address: [172, 31, 0, 1].into(), mtu: 1480 },
             workers: 1,
+            nat: Default::default(),
             store: Store { kind: "embedded".into(), age_s: 0, reachable: true },
             peers: PeerCount { up: 1, down: 0 },
             endpoints: 1,

@@ -131,7 +131,11 @@ mod tests {
             Peer { name: format!("n{number}"), address, pods: vec![net(&format!("10.244.{number}.0/24"))], own: vec![] }
         };
         let topology = Topology {
-            pools: vec![Pool { cidr: net("10.244.0.0/16"), encapsulation: Encapsulation::CrossSubnet }],
+            pools: vec![Pool {
+                cidr: net("10.244.0.0/16"),
+                encapsulation: Encapsulation::CrossSubnet,
+                nat_outgoing: false,
+            }],
             ranges: vec![net("10.244.0.0/24")],
             own: vec!["10.244.0.1".parse().unwrap()],
             mtu: None,

@@ -24,6 +24,9 @@ pub struct Status {
     pub tunnel: Tunnel,
     /// Threads that forward.
     pub workers: u32,
+    /// Who translates the sources of what leaves the pools.
+    #[serde(default)]
+    pub nat: Nat,
     /// Where cluster state lives.
     pub store: Store,
     /// Peers by state.
@@ -43,6 +46,15 @@ pub struct Tunnel {
     pub address: Ipv4Addr,
     /// The largest inner packet.
     pub mtu: u16,
+}
+
+/// Source translation.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Nat {
+    /// `native`: the forwarder; `host`: the host's kernel; `off`: nobody.
+    pub mode: String,
+    /// Why this one.
+    pub reason: String,
 }
 
 /// A store and how fresh it is.

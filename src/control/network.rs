@@ -14,6 +14,8 @@ pub struct Pool {
     pub cidr: IpNet,
     /// How packets reach them on other nodes. IPv6 always goes through the tunnel, as nodes are known by IPv4 addresses.
     pub encapsulation: Encapsulation,
+    /// Whether the sources of its packets are translated when they leave the pools.
+    pub nat_outgoing: bool,
 }
 
 /// What this node's own network is like.

@@ -18,7 +18,7 @@ fn underlay(mtu: u32) -> Underlay {
 }
 
 fn pools(texts: &[&str]) -> Vec<Pool> {
-    let pool = |cidr| Pool { cidr, encapsulation: Encapsulation::Always };
+    let pool = |cidr| Pool { cidr, encapsulation: Encapsulation::Always, nat_outgoing: true };
     nets(texts).into_iter().map(pool).collect()
 }
 

@@ -31,6 +31,7 @@ use crate::api::types::{Drops, Endpoint, Peer, Route, Status};
 use crate::config::ConfigError;
 use crate::host::tapir0;
 use crate::host::{self, HostError};
+use crate::io::redirect;
 use crate::store::document::DocumentError;
 
 pub use args::{Cli, Format};
@@ -69,6 +70,9 @@ pub enum CtlError {
         /// Why they don't.
         source: io::Error,
     },
+    /// The programs that bring packets to the forwarder stay.
+    #[error("the programs at the underlay can't be taken away: {0}; as root, tc filter and bpftool net show them")]
+    Programs(#[source] io::Error),
     /// A store can't be carried, or not to there.
     #[error(transparent)]
     Document(#[from] DocumentError),
@@ -203,7 +207,11 @@ fn uninstall(cli: &Cli, force: bool, terminal: &mut Terminal<'_>) -> Result<(), 
     if !force {
         refuse_running(&cli.socket)?;
     }
-    let removed = host::uninstall()?;
+    let removed = host::uninstall()? | redirect::remove().map_err(CtlError::Programs)?;
+    match host::masquerade::remove() {
+        Err(HostError::NoNft) | Ok(()) => {}
+        Err(error) => return Err(error.into()),
+    }
     let forwards = host::routes::is_forwarding().unwrap_or(false);
     let answer = serde_json::json!({ "removed": removed, "ip_forward": forwards });
     terminal.show(cli.output, &answer, |_| {

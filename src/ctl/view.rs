@@ -19,6 +19,7 @@ pub fn status(status: &Status) -> String {
         ("State", if is_healthy(status) { "healthy".into() } else { "degraded".into() }),
         ("Uptime", age(status.uptime_s)),
         ("Workers", status.workers.to_string()),
+        ("NAT", format!("{} ({})", status.nat.mode, status.nat.reason)),
         ("Tunnel", format!("{} from {}, MTU {} ({})", tunnel.backend, tunnel.address, tunnel.mtu, tunnel.reason)),
         ("Store", format!("{}, {} old{reachable}", store.kind, age(store.age_s))),
         ("Peers", format!("{} up, {} down", status.peers.up, status.peers.down)),

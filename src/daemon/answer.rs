@@ -12,7 +12,7 @@ use super::{Daemon, Done, services};
 use crate::api::http::Query;
 use crate::api::metrics::{Port, Snapshot};
 use crate::api::routes::Routes;
-use crate::api::types::{Assignment, Block, Drops, Endpoint, Ipam, PeerCount, Pool, Route, Status, Tunnel};
+use crate::api::types::{Assignment, Block, Drops, Endpoint, Ipam, Nat, PeerCount, Pool, Route, Status, Tunnel};
 use crate::config::StoreKind;
 use crate::control::health::State;
 use crate::control::{ipam, mac};
@@ -119,6 +119,7 @@ impl Daemon {
                 mtu: self.desired.tunnel_mtu(),
             },
             workers: self.workers.count() as u32,
+            nat: Nat { mode: self.nat.mode.name().into(), reason: self.nat.reason.clone() },
             store: self.store_status(now),
             peers: PeerCount { up: count(State::Up), down: count(State::Down) },
             endpoints: self.attachments.len(),

@@ -88,6 +88,7 @@ impl Daemon {
         self.publisher.reclaim();
         self.replay_queue();
         self.tend_cluster(now);
+        self.tend_nat();
         self.tend_services();
         if !self.clocked.watching && is_due(&mut self.clocked.watch, WATCH, now) {
             self.watch();

@@ -266,7 +266,11 @@ impl Daemon {
         let pools = replica.pools().iter();
         Topology {
             pools: pools
-                .map(|(&cidr, known)| control::Pool { cidr, encapsulation: known.record.encapsulation })
+                .map(|(&cidr, known)| control::Pool {
+                    cidr,
+                    encapsulation: known.record.encapsulation,
+                    nat_outgoing: known.record.nat_outgoing,
+                })
                 .collect(),
             ranges: self.cluster.member.ranges(),
             own: self.ipam.own().to_vec(),

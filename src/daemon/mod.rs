@@ -36,6 +36,7 @@ mod embedded;
 mod host_ports;
 mod join;
 mod listings;
+mod nat;
 mod parked;
 mod prober;
 mod reading;
@@ -194,6 +195,7 @@ struct Daemon {
     publisher: Publisher,
     /// What is translated.
     flows: Arc<Flows>,
+    nat: nat::Nat,
     /// The tables are not yet what they ought to be.
     stale: bool,
     workers: Workers,
@@ -338,6 +340,7 @@ impl Daemon {
             let changes = self.desired.take_changes();
             let tables = update(&self.publisher.snapshot(), &self.desired, &changes);
             self.publisher.publish(tables);
+            self.claim();
             if changes.kernel {
                 self.hurry();
             }

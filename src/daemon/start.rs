@@ -100,6 +100,7 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
         attachments: BTreeMap::new(),
         publisher,
         flows,
+        nat: Default::default(),
         stale: true,
         workers: workers.map_err(system("start the workers"))?,
         links: Links {
@@ -380,6 +381,7 @@ impl Daemon {
         let problems = self.told(&problems);
         self.note("tapir0", problems);
         self.open_host(queues).map_err(|source| DaemonError::Port { port: "tapir0", source })?;
+        self.open_nat()?;
         let backend = backend.join().unwrap_or_else(|_| Err("the self-test died".into()));
         self.links.backend = backend.map_err(|message| DaemonError::Config {
             place: Place::find(&self.path, "underlay.backend"),

@@ -38,9 +38,14 @@ fn to_host(packet: &Packet, change: Option<&Change>, context: &Context<'_>) -> R
     let Context { header, ingress, tables, .. } = *context;
     if change.is_none() {
         if ingress == PortId::HOST {
-            // What was taken off the host for a connection that is not known.
-            let lost = tables.is_host(header.destination);
-            return Err(if lost { DropReason::NoConnection } else { DropReason::Loop });
+            let is_taken = tables.is_host(header.destination);
+            return match header.protocol {
+                // The host pings somebody itself, and has chosen an identifier that is reserved: it is its own answer.
+                protocol::ICMP | protocol::ICMPV6 if is_taken => Ok(()),
+                // What was taken off the host for a connection that is not known.
+                _ if is_taken => Err(DropReason::NoConnection),
+                _ => Err(DropReason::Loop),
+            };
         }
         // A peer sends us what is here. What only the default route covers it should not have sent.
         if ingress.is_tunnel() && !tables.is_router(header.destination) {

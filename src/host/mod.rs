@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`netns`] | namespaces: which one a path leads to, all that can be found |
 //! | [`pod`] | the TAP in a pod's namespace: marked, opened again, removed, found by its mark |
+//! | [`ports`] | ports of the host's own sockets |
 //! | [`tapir0`] | the host's way to the pods: a TUN, its addresses |
 //! | [`routes`] | the host's routes to pods, through `tapir0` and past it |
 //! | [`addresses`] | the host's own addresses |
@@ -24,6 +25,7 @@ pub mod loopback;
 pub mod masquerade;
 pub mod netns;
 pub mod pod;
+pub mod ports;
 pub mod routes;
 pub mod tapir0;
 pub mod underlay;

@@ -41,6 +41,19 @@ pub fn is_held() -> Result<bool, HostError> {
     Ok(Netlink::open()?.link(NAME)?.is_some_and(|link| link.up && link.carrier))
 }
 
+/// Its index.
+///
+/// # Errors
+/// [`HostError`] when it is not there.
+pub fn index() -> Result<u32, HostError> {
+    let link = Netlink::open()?.link(NAME)?;
+    link.map(|link| link.index).ok_or_else(gone)
+}
+
+fn gone() -> HostError {
+    HostError::Gone { interface: NAME.into(), path: "/proc/self/ns/net".into() }
+}
+
 /// Opens so many queues of it; it is made if missing.
 ///
 /// # Errors
@@ -66,7 +79,7 @@ pub fn reconcile(wanted: &Wanted) -> Result<Vec<HostError>, HostError> {
     let mut problems = Vec::new();
     let mut netlink = Netlink::open()?;
     let link = netlink.link(NAME)?;
-    let link = link.ok_or_else(|| HostError::Gone { interface: NAME.into(), path: "/proc/self/ns/net".into() })?;
+    let link = link.ok_or_else(gone)?;
     if link.mtu != u32::from(wanted.mtu) {
         netlink.set_mtu(&link, wanted.mtu.into())?;
     }

@@ -41,11 +41,22 @@ fn with_address(netlink: &mut Netlink, address: Ipv4Addr) -> Result<Link, HostEr
     Err(HostError::NoAddress { address: address.into(), interface: None })
 }
 
-fn with_default_route(netlink: &mut Netlink) -> Result<Link, HostError> {
+/// The index of the device that the best IPv4 default route leads through; none without one.
+///
+/// # Errors
+/// [`HostError::Netlink`].
+pub fn default_device() -> Result<Option<u32>, HostError> {
+    default_route(&mut Netlink::open()?)
+}
+
+fn default_route(netlink: &mut Netlink) -> Result<Option<u32>, HostError> {
     let default = |route: &tapir_cni::netlink::Route| route.prefix.prefix_len() == 0 && route.prefix.addr().is_ipv4();
     let routes = netlink.routes(RouteFilter::default())?;
-    let best = routes.into_iter().filter(default).min_by_key(|route| route.metric);
-    let index = best.ok_or(HostError::NoDefaultRoute)?.oif;
+    Ok(routes.into_iter().filter(default).min_by_key(|route| route.metric).map(|route| route.oif))
+}
+
+fn with_default_route(netlink: &mut Netlink) -> Result<Link, HostError> {
+    let index = default_route(netlink)?.ok_or(HostError::NoDefaultRoute)?;
     netlink.links()?.into_iter().find(|link| link.index == index).ok_or(HostError::NoDefaultRoute)
 }
 

@@ -1,0 +1,259 @@
+//! Who translates the sources of what leaves the pools, and what is taken off the host for the forwarder.
+//!
+//! `native`: the forwarder does. Programs at the underlay, at `lo` and at `tapir0` bring it what is for node ports, host ports
+//! and the ports it translates sources to, and take its answers back (`io::redirect`). `host`: the kernel masquerades, by
+//! a table of nftables that is ours (`host::masquerade`); node ports still need the programs. `off`: nobody does, because no
+//! pool asks for it, or nothing works here.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::{Daemon, DaemonError};
+use crate::config::{self, Place};
+use crate::control::Event;
+use crate::flow::SCTP;
+use crate::host::{HostError, clock, loopback, masquerade, ports, tapir0, underlay};
+use crate::io::redirect::{Destination, Redirect};
+use crate::sys::device;
+use crate::table::service::Kind;
+use crate::table::{self, Mapping, Services};
+use crate::wire::header::protocol;
+
+/// The file in the state directory that says that the host's rules are ours to take away.
+const MARKER: &str = "masquerade";
+
+/// How often the host's own sockets are looked at: reading their list takes long where there are many.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Who translates sources.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// The forwarder.
+    Native,
+    /// The host's kernel.
+    Host,
+    /// Nobody.
+    #[default]
+    Off,
+}
+
+impl Mode {
+    /// As in the config.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Host => "host",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// How the world outside is reached.
+#[derive(Debug, Default)]
+pub(super) struct Nat {
+    pub mode: Mode,
+    /// Why, for people.
+    pub reason: String,
+    redirect: Option<Redirect>,
+    /// The devices that have the programs.
+    at: (u32, u32),
+    /// Ports of the range that the host's own sockets have, and when they were last looked at.
+    taken: Vec<u16>,
+    looked: Duration,
+    /// What claims were last made of.
+    claimed: Option<(Arc<Services>, Option<Arc<table::Nat>>)>,
+    /// What the host was last told to masquerade, and where it was not to.
+    masqueraded: Option<(Vec<IpNet>, Vec<IpNet>)>,
+}
+
+impl Daemon {
+    /// Attaches the programs, and decides who translates. `tapir0` is there.
+    pub(super) fn open_nat(&mut self) -> Result<(), DaemonError> {
+        let attached = self.attach_redirect();
+        let (mode, reason) = match (self.config.network.nat, attached) {
+            (config::Nat::Native, Ok(())) => (Mode::Native, "configured".into()),
+            (config::Nat::Native, Err(error)) => {
+                let message = format!("{error}; \"auto\" takes the one that works");
+                return Err(DaemonError::Config { place: Place::find(&self.path, "network.nat"), message });
+            }
+            (config::Nat::Host, _) => (Mode::Host, "configured".into()),
+            (config::Nat::Auto, Ok(())) => match self.is_default_elsewhere() {
+                None => (Mode::Native, "passed its self-test".into()),
+                Some(reason) => (Mode::Host, reason),
+            },
+            (config::Nat::Auto, Err(error)) => (Mode::Host, format!("native doesn't work here: {error}")),
+        };
+        (self.nat.mode, self.nat.reason) = (mode, reason);
+        if mode == Mode::Native {
+            self.reserve_ports();
+        }
+        self.tend_nat();
+        Ok(())
+    }
+
+    /// Keeps the host's own sockets off the ports that sources are translated to.
+    fn reserve_ports(&self) {
+        let range = &self.config.network.nat_ports.0;
+        match ports::reserve(range) {
+            Ok(true) => tracing::info!(?range, "reserved for translated sources (net.ipv4.ip_local_reserved_ports)"),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, ?range, "the host may choose ports of network.nat_ports itself"),
+        }
+    }
+
+    fn attach_redirect(&mut self) -> io::Result<()> {
+        let underlay = self.desired.underlay().index;
+        let tapir0 = tapir0::index().map_err(io::Error::other)?;
+        self.nat.redirect = None;
+        self.nat.redirect = Some(Redirect::attach(underlay, tapir0, device::LOOPBACK)?);
+        self.nat.at = (underlay, tapir0);
+        self.nat.claimed = None;
+        Ok(())
+    }
+
+    /// Why the programs don't reach the world outside.
+    fn is_default_elsewhere(&self) -> Option<String> {
+        let name = &self.desired.underlay().interface;
+        match underlay::default_device() {
+            Ok(Some(index)) if index != self.desired.underlay().index => {
+                Some(format!("the default route does not lead through {name}"))
+            }
+            _ => None,
+        }
+    }
+
+    /// Makes rules and claims what they should be by now. Once a second, and when `tapir0` or the underlay may be others.
+    pub(super) fn tend_nat(&mut self) {
+        let mut problems = Vec::new();
+        let underlay = self.desired.underlay().index;
+        let moved = tapir0::index().is_ok_and(|tapir0| self.nat.at != (underlay, tapir0));
+        if self.nat.redirect.is_some() && moved {
+            problems
+                .extend(self.attach_redirect().err().map(|error| format!("the programs can't be attached: {error}")));
+        }
+        self.look_at_ports();
+        let sources = self.nat_sources();
+        let native = self.nat.mode == Mode::Native && !sources.is_empty();
+        let nat = native.then(|| self.wanted_nat(sources.clone()));
+        self.apply(Event::Nat(nat));
+        let masqueraded = if self.nat.mode == Mode::Host { sources } else { Vec::new() };
+        problems.extend(self.masquerade(masqueraded).err().map(|error| error.to_string()));
+        self.note("nat", problems);
+        self.publish();
+    }
+
+    fn look_at_ports(&mut self) {
+        let now = clock::now();
+        if self.nat.mode == Mode::Native && now >= self.nat.looked + LOOK {
+            self.nat.looked = now;
+            match ports::held(&self.config.network.nat_ports.0) {
+                Ok(taken) => self.nat.taken = taken,
+                Err(error) => tracing::debug!(%error, "can't see which ports the host has"),
+            }
+        }
+    }
+
+    fn nat_sources(&self) -> Vec<IpNet> {
+        self.desired.topology().pools.iter().filter(|pool| pool.nat_outgoing).map(|pool| pool.cidr).collect()
+    }
+
+    fn wanted_nat(&self, sources: Vec<IpNet>) -> table::Nat {
+        let network = &self.config.network;
+        let ports = network.nat_ports.0.clone();
+        table::Nat {
+            sources,
+            address_v4: Some(self.desired.underlay().address),
+            address_v6: None,
+            taken: self.nat.taken.clone(),
+            ports,
+            mapping: match network.nat_mapping {
+                config::NatMapping::AddressDependent => Mapping::AddressDependent,
+                config::NatMapping::EndpointIndependent => Mapping::EndpointIndependent,
+            },
+        }
+    }
+
+    /// Has the host masquerade what comes from there, or nothing.
+    fn masquerade(&mut self, sources: Vec<IpNet>) -> Result<(), HostError> {
+        let marker = self.config.node.state_dir.join(MARKER);
+        if sources.is_empty() {
+            if self.nat.masqueraded.take().is_some() || marker.exists() {
+                masquerade::remove()?;
+                let _ = fs::remove_file(&marker);
+            }
+            return Ok(());
+        }
+        let pools: Vec<IpNet> = self.desired.topology().pools.iter().map(|pool| pool.cidr).collect();
+        let wanted = Some((sources, pools));
+        if self.nat.masqueraded != wanted
+            && let Some((sources, pools)) = &wanted
+        {
+            let _ = fs::write(&marker, "");
+            masquerade::install(sources, pools)?;
+            self.nat.masqueraded = wanted;
+        }
+        Ok(())
+    }
+
+    /// Claims what the tables that were just published translate.
+    pub(super) fn claim(&mut self) {
+        let tables = self.publisher.snapshot();
+        let same = |claimed: &(Arc<Services>, Option<Arc<table::Nat>>)| {
+            let nat = match (&claimed.1, &tables.nat) {
+                (Some(before), Some(now)) => Arc::ptr_eq(before, now),
+                (None, None) => true,
+                _ => false,
+            };
+            nat && Arc::ptr_eq(&claimed.0, &tables.services)
+        };
+        if self.nat.redirect.is_none() || self.nat.claimed.as_ref().is_some_and(same) {
+            return;
+        }
+        let mut destinations = destinations(&tables.services, tables.nat.as_deref());
+        // What the host sends there itself would come back from an address that it takes for its own only.
+        destinations.retain(|one| !tables.is_router(one.address));
+        // What answers come from: the host's addresses, and those that are claimed though no device has them.
+        let mut own: BTreeSet<IpAddr> = destinations.iter().map(|one| one.address).collect();
+        own.extend(tables.host.iter().filter(|address| !tables.is_router(**address)));
+        let kept = (tables.services.clone(), tables.nat.clone());
+        let on_host = !tables.services.frontends.is_empty();
+        drop(tables);
+        let own: Vec<IpAddr> = own.into_iter().collect();
+        let Some(redirect) = &mut self.nat.redirect else { return };
+        let done = redirect.set_own(&own).and_then(|()| redirect.claim(&destinations));
+        let mut problems: Vec<String> =
+            done.err().map(|error| format!("ports can't be claimed: {error}")).into_iter().collect();
+        if problems.is_empty() {
+            self.nat.claimed = Some(kept);
+        }
+        if on_host {
+            problems.extend(loopback::allow_own_sources().err().map(|error| error.to_string()));
+        }
+        self.note("ports", problems);
+    }
+}
+
+/// What comes from outside that the forwarder translates: all that services have but cluster addresses, and the ports that
+/// sources are translated to.
+fn destinations(services: &Services, nat: Option<&table::Nat>) -> BTreeSet<Destination> {
+    let outside = services.frontends.iter().filter(|(_, service)| service.kind != Kind::ClusterIp);
+    let mut all: BTreeSet<Destination> = outside
+        .map(|(frontend, _)| {
+            let table::service::Frontend { address, protocol, port } = *frontend;
+            Destination { address, protocol, port }
+        })
+        .collect();
+    if let Some((nat, address)) = nat.and_then(|nat| Some((nat, nat.address(false)?))) {
+        for port in nat.ports.clone().filter(|port| nat.taken.binary_search(port).is_err()) {
+            let protocols = [protocol::TCP, protocol::UDP, SCTP, protocol::ICMP];
+            all.extend(protocols.map(|protocol| Destination { address, protocol, port }));
+        }
+    }
+    all
+}
