@@ -15,6 +15,7 @@ mod kernel_peer;
 mod lab;
 mod leaving;
 mod lending;
+mod outside;
 mod quickstart;
 mod restart;
 mod throughput;
