@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use super::filter;
+use super::reset::reset;
 use super::translate::{self, Context};
 use crate::drop_reason::DropReason;
 use crate::flow::Flows;
@@ -75,6 +76,9 @@ pub fn answer(
     limiter: &mut Limiter,
     now: Duration,
 ) -> Outcome {
+    if reason == DropReason::EndpointGone {
+        return answer_reset(packet, limiter, now);
+    }
     let Some(kind) = Kind::of(reason) else { return Outcome::None };
     let Ok(header) = Header::parse(packet.network()) else { return Outcome::None };
     let context = Context { header: &header, ingress: PortId::HOST, tables, flows, now };
@@ -91,6 +95,15 @@ pub fn answer(
     quote[..length].copy_from_slice(&packet.network()[..length]);
     let parties = Parties { to: header.source, about: header.destination };
     build(packet, message, parties, &quote[..length], tables, limiter, now)
+}
+
+/// Of what senders of TCP are told, this is not ICMP's: limited as errors are.
+fn answer_reset(packet: &mut Packet, limiter: &mut Limiter, now: Duration) -> Outcome {
+    let Ok(header) = Header::parse(packet.network()) else { return Outcome::None };
+    if !limiter.allows(header.source, false, now) {
+        return Outcome::Suppressed;
+    }
+    if reset(packet, &header) { Outcome::Built } else { Outcome::None }
 }
 
 /// Tells the sender of an inner packet what the underlay said about its outer one (RFC 2003 §4), if it is a packet that

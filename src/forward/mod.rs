@@ -15,6 +15,7 @@ mod input;
 mod neighbor;
 mod probe;
 mod readdress;
+mod reset;
 mod rewrite;
 #[cfg(test)]
 mod tests;

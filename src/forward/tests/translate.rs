@@ -448,7 +448,14 @@ fn an_endpoint_that_goes_takes_its_datagrams_along_but_no_stream() {
     assert_eq!(carry(tcp(ACK), &after, &flows, 0).expect("sent").2.0, "10.244.0.6");
     let services = Arc::get_mut(&mut after.services).expect("ours");
     (services.epoch, services.reset) = (3, true);
-    assert_eq!(carry(tcp(ACK), &after, &flows, 0), Err(DropReason::EndpointGone));
+    let (mut packet, _) = tcp(ACK);
+    let result = forward(&mut packet, WEB, &after, &flows, Duration::ZERO);
+    assert_eq!(result, Err(DropReason::EndpointGone));
+    let (reason, limiter) = (DropReason::EndpointGone, &mut Limiter::default());
+    assert_eq!(icmp::answer(&mut packet, reason, &after, &flows, limiter, Duration::ZERO), Outcome::Built);
+    assert_eq!(originate(&mut packet, &after, &flows, Duration::ZERO), Ok(Verdict::Send(WEB)));
+    assert_eq!(ends(packet.network()), ((VIP.into(), 80), ("10.244.0.5".into(), 9)));
+    assert_eq!(packet.network()[33], 4, "a reset");
 }
 
 #[test]
