@@ -15,6 +15,8 @@
 //!
 //! A forwarder is single-threaded and owns its queues. Several share nothing but the tables.
 
+mod pacing;
+
 use std::io;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -200,42 +202,6 @@ impl Forwarder {
     /// A queue.
     pub fn queue(&self, id: QueueId) -> Option<&dyn Queue> {
         Some(&*self.port(id.port)?.lines.get(id.queue)?.queue)
-    }
-
-    /// Whether a queue's pod has sent all that it may for now: no use visiting it before [`Forwarder::tick`] says so.
-    #[inline]
-    pub fn is_paused(&self, queue: QueueId) -> bool {
-        self.shaper.is_paused(queue)
-    }
-
-    /// When to call [`Forwarder::tick`]; none: there is nothing to wait for.
-    #[inline]
-    pub fn due(&self) -> Option<Duration> {
-        self.shaper.due()
-    }
-
-    /// How many packets wait for their pod's bandwidth.
-    pub fn waiting(&self) -> usize {
-        self.shaper.waiting()
-    }
-
-    /// Sends what has waited for bandwidth long enough, and names the queues that are no longer paused.
-    pub fn tick(&mut self, now: Duration, resumed: &mut Vec<QueueId>) {
-        while let Some((port, queue)) = self.shaper.expired(now) {
-            if let Some(queue) = queue {
-                resumed.push(QueueId { port, queue });
-                continue;
-            }
-            for _ in 0..LIMIT {
-                let Some((packet, queue)) = self.shaper.release(port, &mut self.pool) else { break };
-                self.line_up(packet, QueueId { port, queue }, port);
-            }
-            self.shaper.released(port);
-        }
-        while let Some(to) = self.sending.pop() {
-            self.send(to, to.port);
-        }
-        self.drop_time = None;
     }
 
     /// Carries what a queue has received across the node, as far as one visit's share goes. `now` counts from any
