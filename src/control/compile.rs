@@ -165,3 +165,18 @@ fn limits(bandwidth: Bandwidth) -> Limits {
         egress: rate(bandwidth.egress_rate, bandwidth.egress_burst),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_that_nobody_chose_is_none() {
+        let of = |ingress_burst| limits(Bandwidth { ingress_rate: 8, ingress_burst, ..Bandwidth::default() });
+        for (burst, read) in [(4_294_967_295, 0), (2_147_483_647, 0), (4_294_967_294, 4_294_967_294), (0, 0), (1, 1)] {
+            let rate = Rate { bits_per_second: 8, burst: read, packets_per_second: 0 };
+            assert_eq!(of(burst), Limits { ingress: Some(rate), egress: None });
+        }
+        assert_eq!(limits(Bandwidth { egress_burst: 9, ..Bandwidth::default() }), Limits::default());
+    }
+}
