@@ -35,7 +35,8 @@ pub(super) fn reset(packet: &mut Packet, header: &Header) -> bool {
     answer[8..12].copy_from_slice(&acknowledged.to_be_bytes());
     answer[12..14].copy_from_slice(&[0x50, bits]);
     let pseudo = checksum::pseudo_header(header.destination, header.source, protocol::TCP, TCP);
-    answer[16..18].copy_from_slice(&checksum::finish(pseudo + checksum::sum(&answer)).to_be_bytes());
+    let sum = checksum::finish(pseudo + checksum::sum(&answer));
+    answer[16..18].copy_from_slice(&sum.to_be_bytes());
     write(packet, header, &answer);
     true
 }

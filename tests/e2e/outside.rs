@@ -37,8 +37,10 @@ struct Server {
 
 impl Server {
     fn start(lab: &Lab, place: &str, port: u16) -> Self {
+        // Of a host with several addresses, datagrams would be answered from another than they were sent to.
+        let at = if place == "internet" { OUTSIDE } else { "0.0.0.0" };
         let (tcp, udp) = lab.inside(place, || {
-            (TcpListener::bind(("0.0.0.0", port)).expect("listen"), UdpSocket::bind(("0.0.0.0", port)).expect("bind"))
+            (TcpListener::bind((at, port)).expect("listen"), UdpSocket::bind((at, port)).expect("bind"))
         });
         tcp.set_nonblocking(true).expect("a socket");
         udp.set_read_timeout(Some(Duration::from_millis(50))).expect("a socket");
