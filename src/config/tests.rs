@@ -146,7 +146,7 @@ fn syntax_errors_name_file_line_and_key() {
         ("[node]\nname = 3\n", "t.toml:2: node.name: invalid type: integer `3`, expected a string"),
         (
             "[node]\n\nfoo = 3\n",
-            "t.toml:3: node.foo: unknown key `foo`, expected one of `name`, `address`, `socket`, `state_dir`, `http`, `workers`, `labels`",
+            "t.toml:3: node.foo: unknown key `foo`, expected one of `name`, `address`, `socket`, `state_dir`, `http`, `workers`, `labels`, `zone`",
         ),
         (
             "[nodes]\n",

@@ -1,9 +1,10 @@
 use ipnet::Ipv4Net;
 use proptest::prelude::*;
-use tapir_cni::protocol::{Bandwidth, PodRef};
+use tapir_cni::protocol::{Bandwidth, HostPort, PodRef};
 
 use super::health::{Config, Decision, Health, Node, Reach};
 use super::rib::{NextHop, Source};
+use super::service::object::Object;
 use super::*;
 use crate::drop_reason::DropReason;
 use crate::table::{Adjacency, GATEWAY_V4, GATEWAY_V6, Path, PortId, PortKind, Rewrite, Tables, Transport};
@@ -239,6 +240,49 @@ fn node(name: u8, &(address, blocks, lent, _): &Claim) -> Peer {
     peer
 }
 
+/// A service, with one endpoint at a pod's address.
+fn service(number: u8, local: bool) -> Vec<Object> {
+    let policy = if local { "Local" } else { "Cluster" };
+    let service = format!(
+        "{{metadata: {{name: s{number}}}, spec: {{type: NodePort, clusterIP: 10.96.0.{number}, \
+         externalTrafficPolicy: {policy}, ports: [{{port: 80, nodePort: {}}}]}}}}",
+        30_000 + u16::from(number)
+    );
+    let slice = format!(
+        "{{metadata: {{name: s{number}, labels: {{kubernetes.io/service-name: s{number}}}}}, addressType: IPv4, \
+         ports: [{{port: 8080}}], endpoints: [{{addresses: [10.244.0.{}]}}]}}",
+        number + 2
+    );
+    vec![
+        Object::Service(Arc::new(serde_saphyr::from_str(&service).unwrap())),
+        Object::Slice(Arc::new(serde_saphyr::from_str(&slice).unwrap())),
+    ]
+}
+
+/// Which services there are, each of a source of its own, and whether their policy is Local; whether they are forwarded here;
+/// the host's addresses.
+type Served = (BTreeMap<u8, bool>, bool, BTreeSet<u8>);
+
+fn served() -> impl Strategy<Value = Served> {
+    let services = prop::collection::btree_map(1..6u8, any::<bool>(), 0..4);
+    (services, any::<bool>(), prop::collection::btree_set(1..4u8, 0..3))
+}
+
+/// What turns whatever was into that.
+fn serving((services, native, host): &Served) -> Vec<Event> {
+    let cidrs = nets(&["10.96.0.0/12"]);
+    let settings = service::Settings { native: *native, cidrs, ..service::Settings::default() };
+    let mut events = vec![
+        Event::ServiceSettings(settings),
+        Event::HostAddresses(host.iter().map(|&last| [172, 31, 0, last].into()).collect()),
+    ];
+    events.extend((1..6).map(|number| Event::Services {
+        source: format!("{number}.yaml").into(),
+        objects: services.get(&number).map(|&local| service(number, local)).unwrap_or_default(),
+    }));
+    events
+}
+
 fn state() -> impl Strategy<Value = Desired> {
     let endpoints = prop::collection::btree_map(0..20u8, 0..3u8, 0..8);
     let nodes = (1..8u8, 0..4u8, prop::option::of(0..20u8), any::<bool>());
@@ -263,6 +307,9 @@ fn state() -> impl Strategy<Value = Desired> {
         for (number, mac) in endpoints {
             let mut endpoint = endpoint(number);
             endpoint.mac[0] = 2 + 4 * mac;
+            if number % 3 == 0 {
+                endpoint.host_ports = vec![HostPort { address: None, protocol: 6, port: 30_001, target: 80 }];
+            }
             if number % 4 == 0 {
                 // Another IPAM plugin has chosen it.
                 endpoint.addresses = vec![[192, 168, 7, number].into()];
@@ -302,15 +349,34 @@ fn assert_same(left: &Tables, right: &Tables) {
     assert_eq!((&left.peers, &left.probing), (&right.peers, &right.probing));
     assert_eq!((&left.pools, left.subnet), (&right.pools, right.subnet));
     assert_eq!((left.node, left.router_v4, left.router_v6), (right.node, right.router_v4, right.router_v6));
+    assert_eq!((&left.host, &left.nat), (&right.host, &right.nat));
+    let services =
+        |tables: &Tables| (tables.services.frontends.clone(), tables.services.cidrs.clone(), tables.services.reset);
+    assert_eq!(services(left), services(right));
 }
 
 proptest! {
     #[test]
-    fn from_any_state_to_any_state(from in state(), to in state(), seed in any::<usize>()) {
+    fn from_any_state_to_any_state(
+        from in state(),
+        to in state(),
+        first in served(),
+        last in served(),
+        seed in any::<usize>(),
+    ) {
+        let (mut from, mut to) = (from, to);
+        for event in serving(&first) {
+            from.apply(event);
+        }
+        for event in serving(&last) {
+            to.apply(event);
+        }
         let mut desired = from.clone();
         let mut tables = compile(&desired);
         desired.take_changes();
-        for event in events(&from, &to, seed) {
+        let mut events = events(&from, &to, seed);
+        events.splice(seed % 3..seed % 3, serving(&last));
+        for event in events {
             let before = compile(&desired);
             let host = |desired: &Desired| (desired.kernel_routes(), desired.topology.own.clone(), desired.pod_mtu());
             let before_host = host(&desired);
@@ -320,8 +386,10 @@ proptest! {
             assert!(desired.changes.kernel || host(&desired) == before_host, "{event:?}");
             // Now one event at a time, now several.
             if seed % 3 != 0 || matches!(event, Event::Tick { .. }) {
-                tables = update(&tables, &desired, &desired.clone().take_changes());
-                desired.take_changes();
+                let epoch = tables.services.epoch;
+                let changes = desired.take_changes();
+                tables = update(&tables, &desired, &changes);
+                assert_eq!(tables.services.epoch, epoch + u32::from(changes.services));
                 assert_same(&tables, &compile(&desired));
             }
         }
@@ -434,4 +502,19 @@ fn one_node_more_touches_its_own_routes() {
     }
     // Two chunks of routes, at most, and what lies in the blocks.
     assert!(read.iter().all(|&read| read <= 1_100), "{read:?}");
+}
+
+#[test]
+fn the_host_reaches_services_through_tapir0() {
+    let mut desired = desired(topology(), underlay(1500));
+    desired.take_changes();
+    let settings =
+        |native| service::Settings { native, cidrs: nets(&["10.96.0.0/12"]), ..service::Settings::default() };
+    let through = |desired: &Desired| desired.kernel_routes().through.contains(&"10.96.0.0/12".parse().unwrap());
+    assert!(desired.apply(Event::ServiceSettings(settings(true))));
+    assert!(desired.take_changes().kernel && through(&desired));
+    assert_eq!(compile(&desired).services.cidrs, nets(&["10.96.0.0/12"]));
+    assert!(!desired.apply(Event::ServiceSettings(settings(true))), "no news");
+    assert!(desired.apply(Event::ServiceSettings(settings(false))));
+    assert!(desired.take_changes().kernel && !through(&desired));
 }

@@ -132,3 +132,58 @@ pub fn connection_hash(client: IpAddr, port: u16, frontend: &Frontend) -> u64 {
     let base = mix(fold(client) ^ mix(fold(frontend.address) ^ mix(service)));
     base.wrapping_add(u64::from(port).wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_for_services_is_told_from_what_is_not() {
+        let service = Service {
+            name: "default/s:80".into(),
+            kind: Kind::ClusterIp,
+            cluster: Arc::default(),
+            local: None,
+            affinity: None,
+            source_ranges: [].into(),
+        };
+        let frontend = Frontend { address: [10, 96, 0, 1].into(), protocol: 6, port: 80 };
+        let services = Services {
+            frontends: [(frontend, Arc::new(service))].into_iter().collect(),
+            cidrs: vec!["10.96.0.0/12".parse().unwrap(), "fd00:96::/112".parse().unwrap()],
+            ..Services::default()
+        };
+        assert!(services.at(&frontend).is_some_and(|service| &*service.name == "default/s:80"));
+        for other in [Frontend { port: 81, ..frontend }, Frontend { protocol: 17, ..frontend }] {
+            assert!(services.at(&other).is_none());
+        }
+        for (address, covered) in
+            [("10.111.255.255", true), ("10.112.0.0", false), ("fd00:96::ffff", true), ("fd00:97::", false)]
+        {
+            assert_eq!(services.covers(address.parse().unwrap()), covered, "{address}");
+        }
+    }
+
+    /// All parts of a connection count, and clients that follow one another don't crowd.
+    #[test]
+    fn a_hash_depends_on_every_part() {
+        let frontend = Frontend { address: [10, 96, 0, 1].into(), protocol: 6, port: 80 };
+        let client = IpAddr::from([10, 244, 0, 1]);
+        let others = [
+            connection_hash([10, 244, 0, 2].into(), 1, &frontend),
+            connection_hash(client, 2, &frontend),
+            connection_hash(client, 1, &Frontend { address: [10, 96, 0, 2].into(), ..frontend }),
+            connection_hash(client, 1, &Frontend { protocol: 17, ..frontend }),
+            connection_hash(client, 1, &Frontend { port: 81, ..frontend }),
+        ];
+        let hash = connection_hash(client, 1, &frontend);
+        assert!(others.iter().all(|&other| other != hash), "{others:x?}");
+        let choice = Choice::new((1..=5).map(|last| Backend { address: [10, 0, 0, last].into(), port: 1 }));
+        let mut shares = HashMap::<Backend, u32>::new();
+        for number in 0..50_000_u32 {
+            let client = IpAddr::from((0x0af4_0000 + number).to_be_bytes());
+            *shares.entry(choice.pick(connection_hash(client, 40_000, &frontend)).unwrap()).or_default() += 1;
+        }
+        assert!(shares.values().all(|share| (9_500..=10_500).contains(share)), "{shares:?}");
+    }
+}

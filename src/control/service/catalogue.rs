@@ -9,7 +9,7 @@ use super::object::{EndpointSlice, Name, Object, Service};
 type Said<T> = Vec<(Arc<str>, Arc<T>)>;
 
 /// What tells an object from all others.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug)]
 enum Key {
     Service(Arc<Name>),
     /// Of that service, with a name of its own.
@@ -31,42 +31,49 @@ pub struct Catalogue {
     services: BTreeMap<Arc<Name>, Said<Service>>,
     /// By their service, and their own name.
     slices: BTreeMap<Arc<Name>, BTreeMap<Box<str>, Said<EndpointSlice>>>,
-    /// What each source has said something of.
-    sources: BTreeMap<Arc<str>, Vec<Key>>,
+    /// What each source says, in order.
+    sources: BTreeMap<Arc<str>, Vec<Object>>,
 }
 
 impl Catalogue {
     /// All that a source says, in place of what it said before. Comes back with the services that are others now, or have
     /// other endpoints.
-    pub fn replace(&mut self, source: &Arc<str>, objects: Vec<Object>) -> BTreeSet<Arc<Name>> {
-        let mut said: BTreeMap<Key, Object> = BTreeMap::new();
-        for object in objects {
-            let key = match &object {
-                Object::Service(service) => Key::Service(self.shared(service.metadata.full_name())),
-                Object::Slice(slice) => match slice.service() {
-                    Some(service) => Key::Slice(self.shared(service), slice.metadata.name.clone()),
-                    None => continue,
-                },
-            };
-            said.entry(key).or_insert(object);
-        }
+    pub fn replace(&mut self, source: &Arc<str>, mut objects: Vec<Object>) -> BTreeSet<Arc<Name>> {
+        objects.retain(|object| place(object).is_some());
+        objects.sort_by(|left, right| place(left).cmp(&place(right)));
+        objects.dedup_by(|later, first| place(later) == place(first));
         let before = self.sources.remove(source).unwrap_or_default();
         let mut touched = BTreeSet::new();
-        for key in before.into_iter().filter(|key| !said.contains_key(key)) {
-            self.say(source, &key, None);
-            touched.insert(key.service().clone());
-        }
-        let mut keys = Vec::with_capacity(said.len());
-        for (key, object) in said {
-            if self.say(source, &key, Some(object)) {
+        let mut say = |object: &Object, is_gone: bool| {
+            let Some(key) = self.key(object) else { return };
+            if self.say(source, &key, (!is_gone).then(|| object.clone())) {
                 touched.insert(key.service().clone());
             }
-            keys.push(key);
+        };
+        // Both are in order, and mostly the same: of those that are, nothing is looked up.
+        let mut old = before.into_iter().peekable();
+        for object in &mut objects {
+            while let Some(gone) = old.next_if(|old| place(old) < place(object)) {
+                say(&gone, true);
+            }
+            match old.next_if(|old| place(old) == place(object)) {
+                Some(same) if same == *object => *object = same,
+                _ => say(object, false),
+            }
         }
-        if !keys.is_empty() {
-            self.sources.insert(source.clone(), keys);
+        old.for_each(|gone| say(&gone, true));
+        if !objects.is_empty() {
+            self.sources.insert(source.clone(), objects);
         }
         touched
+    }
+
+    /// What tells it from all others; none: a slice of no service.
+    fn key(&self, object: &Object) -> Option<Key> {
+        match object {
+            Object::Service(service) => Some(Key::Service(self.shared(service.metadata.full_name()))),
+            Object::Slice(slice) => Some(Key::Slice(self.shared(slice.service()?), slice.metadata.name.clone())),
+        }
     }
 
     /// A name that is kept once.
@@ -132,6 +139,17 @@ impl Catalogue {
             }
             _ => None,
         }))
+    }
+}
+
+/// Where an object stands among others: by its service. None: a slice of no service.
+fn place(object: &Object) -> Option<(&str, &str, Option<&str>)> {
+    match object {
+        Object::Service(service) => Some((service.metadata.namespace(), &service.metadata.name, None)),
+        Object::Slice(slice) => {
+            let of = slice.metadata.labels.service.as_deref()?;
+            Some((slice.metadata.namespace(), of, Some(&slice.metadata.name)))
+        }
     }
 }
 

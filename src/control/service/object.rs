@@ -94,10 +94,14 @@ pub struct Labels {
 }
 
 impl Metadata {
+    /// Its namespace.
+    pub fn namespace(&self) -> &str {
+        if self.namespace.is_empty() { "default" } else { &self.namespace }
+    }
+
     /// Namespace and name.
     pub fn full_name(&self) -> Name {
-        let namespace = if self.namespace.is_empty() { "default".into() } else { self.namespace.clone() };
-        Name { namespace, name: self.name.clone() }
+        Name { namespace: self.namespace().into(), name: self.name.clone() }
     }
 
     fn check(&self) -> Result<(), Invalid> {

@@ -136,7 +136,7 @@ impl EndpointSlice {
     /// The service that it is of.
     pub fn service(&self) -> Option<Name> {
         let name = self.metadata.labels.service.clone()?;
-        Some(Name { name, namespace: self.metadata.full_name().namespace })
+        Some(Name { name, namespace: self.metadata.namespace().into() })
     }
 
     /// Whether its endpoints have addresses of that family.
