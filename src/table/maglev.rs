@@ -195,8 +195,8 @@ mod tests {
     }
 
     const GOLDEN_HASH: u64 = 0xd37b_260f_6423_ecff;
-    const GOLDEN_HASH_V6: u64 = 0;
-    const GOLDEN_PICKS: [usize; 16] = [0; 16];
+    const GOLDEN_HASH_V6: u64 = 11_106_416_670_544_286_204;
+    const GOLDEN_PICKS: [usize; 16] = [6, 6, 1, 2, 4, 1, 5, 4, 0, 5, 3, 0, 4, 2, 5, 4];
 
     #[test]
     fn one_is_always_picked_and_none_never() {
