@@ -13,8 +13,8 @@ use std::thread;
 
 use serde_json::{Value, json};
 use tapir::api::types::{
-    Assignment, Block, Check, Drop as Dropped, Drops, Endpoint, Entries, Fix, Ipam, Nat, Peer, PeerCount, Pool, Route,
-    Status, Store, StoreEntry, Tunnel, Violation,
+    Assignment, Block, Check, Drop as Dropped, Drops, Endpoint, Entries, Fix, FlowCount, Ipam, Nat, Peer, PeerCount,
+    Pool, Route, Status, Store, StoreEntry, Tunnel, Violation,
 };
 use tapir::ctl;
 use tapir_cni::protocol::{Bandwidth, HostPort, Refusal, Reply, Request, read_message, write_message};
@@ -106,6 +106,7 @@ fn status() -> Status {
         },
         workers: 1,
         nat: Nat { mode: "native".into(), reason: "passed its self-test".into() },
+        flows: FlowCount { connections: 812, limit: 1 << 20, changes: 9_000, restored: 3, ..FlowCount::default() },
         store: Store { kind: "embedded".into(), age_s: 42, reachable: true },
         peers: PeerCount { up: 1, down: 0 },
         endpoints: 2,

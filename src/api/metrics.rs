@@ -53,6 +53,8 @@ pub struct Port {
     pub tx: (u64, u64),
     /// Dropped.
     pub drops: u64,
+    /// Entries for connections that it has begun.
+    pub flows: u32,
 }
 
 impl Port {
@@ -136,6 +138,7 @@ impl Snapshot {
         gauge(writer, "uptime", "Since start", Some(Unit::Seconds), status.uptime_s as f64)?;
         gauge(writer, "ready", "1 when nothing is wrong", None, f64::from(u8::from(status.ready)))?;
         gauge(writer, "endpoints", "Pods of this node", None, status.endpoints as f64)?;
+        self.encode_flows(writer)?;
         gauge(writer, "tunnel_mtu", "Largest inner packet", Some(Unit::Bytes), f64::from(status.tunnel.mtu))?;
         writer.counters("drops", "Packets that went no further", &self.drops.counters, |(reason, count)| {
             (vec![("reason", reason.as_str())], **count)
@@ -145,6 +148,25 @@ impl Snapshot {
         writer.counters("suppressed_errors", help, suppressed, |count| (Labels::new(), *count))?;
         let help = "Probes and errors of the underlay that came too fast to be looked at";
         writer.counters("untold_events", help, [self.untold], |count| (Labels::new(), *count))
+    }
+
+    fn encode_flows(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        let flows = &self.status.flows;
+        let gauges = [
+            ("flows", "Connections that are translated", flows.connections),
+            ("flows_limit", "The most of them there may be", flows.limit),
+        ];
+        for (name, help, value) in gauges {
+            writer.gauges(name, help, None, [value as f64], |value| (Labels::new(), *value))?;
+        }
+        let help = "How often one has begun, gone on or ended";
+        writer.counters("flow_changes", help, [flows.changes], |count| (Labels::new(), *count))?;
+        let help = "Those of an earlier daemon that this one has gone on with";
+        writer.counters("flows_restored", help, [flows.restored], |count| (Labels::new(), *count))?;
+        let help = "Those of an earlier daemon that this one has not gone on with, by why";
+        writer.counters("flows_lost", help, &flows.lost, |(why, count)| (vec![("reason", why.as_str())], **count))?;
+        let help = "Entries for connections that a port has begun, two for each";
+        writer.gauges("port_flow_entries", help, None, &self.ports, |port| (port.labels(), f64::from(port.flows)))
     }
 
     fn encode_ports(&self, writer: &mut Writer<'_>) -> fmt::Result {
@@ -230,7 +252,7 @@ impl Writer<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::types::{Block, PeerCount, Pool, Store, Tunnel};
+    use super::super::types::{Block, FlowCount, PeerCount, Pool, Store, Tunnel};
     use super::*;
 
     #[test]
@@ -245,6 +267,13 @@ mod tests {
             tunnel: Tunnel { backend, reason, address: [172, 31, 0, 1].into(), mtu: 1480 },
             workers: 1,
             nat: Default::default(),
+            flows: FlowCount {
+                connections: 8,
+                limit: 9,
+                changes: 30,
+                restored: 4,
+                lost: [("expired".into(), 2)].into(),
+            },
             store: Store { kind: "embedded".into(), age_s: 0, reachable: true },
             peers: PeerCount { up: 1, down: 0 },
             endpoints: 1,
@@ -282,6 +311,11 @@ mod tests {
             "tapir_drops_total{reason=\"no_route\"} 5",
             "tapir_port_receive_packets_total{port=\"default/web\",namespace=\"default\",pod=\"web\",container_id=\"\",interface=\"\"} 11",
             "tapir_untold_events_total 3",
+            "tapir_flows 8.0",
+            "tapir_flows_limit 9.0",
+            "tapir_flow_changes_total 30",
+            "tapir_flows_restored_total 4",
+            "tapir_flows_lost_total{reason=\"expired\"} 2",
             "tapir_peer_up{peer=\"n2\",address=\"172.31.0.2\"} 1.0",
             "tapir_peer_transport{peer=\"n2\",address=\"172.31.0.2\",transport=\"ipip\"} 1.0",
             "tapir_peer_round_trip_seconds{peer=\"n2\",address=\"172.31.0.2\"} 0.00025",

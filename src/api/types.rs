@@ -27,6 +27,9 @@ pub struct Status {
     /// Who translates the sources of what leaves the pools.
     #[serde(default)]
     pub nat: Nat,
+    /// Connections that are translated.
+    #[serde(default)]
+    pub flows: FlowCount,
     /// Where cluster state lives.
     pub store: Store,
     /// Peers by state.
@@ -55,6 +58,24 @@ pub struct Nat {
     pub mode: String,
     /// Why this one.
     pub reason: String,
+}
+
+/// How much is remembered of connections that are translated.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowCount {
+    /// Connections, those that are over but not yet forgotten included; affinities and mappings count as half.
+    pub connections: u64,
+    /// The most there may be.
+    pub limit: u64,
+    /// How many have begun, gone on or ended since start.
+    #[serde(default)]
+    pub changes: u64,
+    /// How many this start has gone on with.
+    #[serde(default)]
+    pub restored: u64,
+    /// How many it has not, by why: `expired`, `pod_gone`, `refused`; `unreadable` counts files.
+    #[serde(default)]
+    pub lost: BTreeMap<String, u64>,
 }
 
 /// A store and how fresh it is.

@@ -20,6 +20,7 @@ pub fn status(status: &Status) -> String {
         ("Uptime", age(status.uptime_s)),
         ("Workers", status.workers.to_string()),
         ("NAT", format!("{} ({})", status.nat.mode, status.nat.reason)),
+        ("Flows", format!("{} of {}", status.flows.connections, status.flows.limit)),
         ("Tunnel", format!("{} from {}, MTU {} ({})", tunnel.backend, tunnel.address, tunnel.mtu, tunnel.reason)),
         ("Store", format!("{}, {} old{reachable}", store.kind, age(store.age_s))),
         ("Peers", format!("{} up, {} down", status.peers.up, status.peers.down)),

@@ -8,7 +8,7 @@ use tapir_cni::protocol::Refusal;
 
 use super::attachment::Stage;
 use super::verbs::refusal;
-use super::{Daemon, Done, services};
+use super::{Daemon, Done, keeping, services};
 use crate::api::http::Query;
 use crate::api::metrics::{Port, Snapshot};
 use crate::api::routes::Routes;
@@ -16,12 +16,13 @@ use crate::api::types::{Assignment, Block, Drops, Endpoint, Ipam, Nat, PeerCount
 use crate::config::StoreKind;
 use crate::control::health::State;
 use crate::control::{ipam, mac};
+use crate::flow::Owner;
 use crate::host::clock;
 use crate::stats::PortCounters;
 use crate::table::PortId;
 
 /// What is wrong there keeps the node from nothing else.
-const NOT_OWN: [&str; 3] = ["ipam", services::FILES, services::HEALTH_CHECKS];
+const NOT_OWN: [&str; 4] = ["ipam", keeping::FLOWS, services::FILES, services::HEALTH_CHECKS];
 
 impl Daemon {
     pub(super) fn route(&mut self, address: IpAddr) -> Result<Route, Refusal> {
@@ -120,6 +121,7 @@ impl Daemon {
             },
             workers: self.workers.count() as u32,
             nat: Nat { mode: self.nat.mode.name().into(), reason: self.nat.reason.clone() },
+            flows: self.flow_count(),
             store: self.store_status(now),
             peers: PeerCount { up: count(State::Up), down: count(State::Down) },
             endpoints: self.attachments.len(),
@@ -169,10 +171,11 @@ impl Daemon {
     }
 
     fn ports(&self) -> Vec<Port> {
+        let share = |port: PortId| self.flows.share(Owner(port.0));
         let named = |name: &str| Port { name: name.into(), ..Port::default() };
         let mut ports = vec![
-            named("tunnel").counted(&self.links.tunnel_counters),
-            named("host").counted(&self.links.host_counters),
+            Port { flows: share(PortId::TUNNEL), ..named("tunnel") }.counted(&self.links.tunnel_counters),
+            Port { flows: share(PortId::HOST), ..named("host") }.counted(&self.links.host_counters),
         ];
         if self.config.underlay.transport.uses_udp() {
             ports.push(named("tunnel-udp").counted(&self.links.tunnel_udp_counters));
@@ -185,6 +188,7 @@ impl Daemon {
                 pod: record.pod.name.clone(),
                 container_id: record.id.container_id.clone(),
                 interface: record.id.interface.clone(),
+                flows: share(PortId(record.port)),
                 ..Port::default()
             };
             port.counted(&attachment.counters)

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use tapir_cni::protocol::{Add, AttachmentId};
 
@@ -12,10 +13,12 @@ use super::services::Found;
 use super::{Daemon, Done, PortError};
 use crate::cni::ConnectionId;
 use crate::control::{Endpoint, Event, Namespace, Underlay};
+use crate::flow::Owner;
 use crate::host::{HostError, clock, pod};
 use crate::io::Queue;
 use crate::io::tap::Tap;
 use crate::stats::PortStats;
+use crate::store::flows::FlowsError;
 use crate::store::{FreedRecord, Listing, Phase, Record, State, StoreError, local};
 use crate::sys::tap::Layer;
 use crate::table::PortId;
@@ -77,6 +80,8 @@ pub(super) enum Outcome {
     Kept { revision: u64, result: Result<(), local::StoreError> },
     /// The paths of namespaces were looked at: these are gone.
     Watched { gone: Vec<AttachmentId> },
+    /// Connections were written.
+    FlowsKept { changes: u64, at: Duration, result: Result<(), FlowsError> },
     /// Services and the host's addresses were looked at.
     Looked(Box<Found>),
     /// The host's side was looked at, and set right.
@@ -192,6 +197,8 @@ impl Daemon {
             tracing::warn!(%error, container = id.container_id, "an interface could not be removed; it is cut off");
         }
         let Some(attachment) = self.attachments.remove(id) else { return };
+        // Its port's number is free from here on.
+        self.flows.remove_owner(Owner(attachment.record.port));
         let now = clock::now();
         for &address in &attachment.record.addresses {
             self.ipam.release(address, now);

@@ -90,6 +90,7 @@ impl Daemon {
         self.tend_cluster(now);
         self.tend_nat();
         self.tend_services();
+        self.tend_flows(now);
         if !self.clocked.watching && is_due(&mut self.clocked.watch, WATCH, now) {
             self.watch();
         }
@@ -129,6 +130,7 @@ impl Daemon {
                     self.remove(&id);
                 }
             }
+            Outcome::FlowsKept { changes, at, result } => self.flows_kept(changes, at, result),
             Outcome::Looked(found) => self.looked(*found),
             Outcome::Reconciled { underlay, host } => {
                 self.reconciled(underlay, host);

@@ -35,6 +35,7 @@ mod echoes;
 mod embedded;
 mod host_ports;
 mod join;
+mod keeping;
 mod listings;
 mod nat;
 mod parked;
@@ -195,6 +196,7 @@ struct Daemon {
     publisher: Publisher,
     /// What is translated.
     flows: Arc<Flows>,
+    keeping: keeping::Keeping,
     nat: nat::Nat,
     /// The tables are not yet what they ought to be.
     stale: bool,
@@ -329,6 +331,7 @@ impl Daemon {
         if let Some(http) = http {
             http.abort();
         }
+        self.keep_flows();
         self.commit().await;
         end
     }

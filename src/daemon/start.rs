@@ -22,7 +22,7 @@ use super::join;
 use super::prober::Prober;
 use super::teller::{self, Last};
 use super::verbs::MAX_WANTED;
-use super::{Backend, Daemon, DaemonError, Inputs, Links, Signals, del_queue, reload, services};
+use super::{Backend, Daemon, DaemonError, Inputs, Links, Signals, del_queue, keeping, reload, services};
 use crate::api::drops::History;
 use crate::cluster::Durable;
 use crate::cni::{Server, ServerError};
@@ -82,7 +82,7 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
     let publisher = Publisher::default();
     let untold = Arc::default();
     let (teller, told) = teller::channels(&untold);
-    let flows = Arc::default();
+    let flows = Arc::new(keeping::table(&config));
     let workers = Workers::spawn(count, &publisher, &flows, || {
         let teller = Last(teller.clone());
         move |event| teller.tell(event)
@@ -100,6 +100,7 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
         attachments: BTreeMap::new(),
         publisher,
         flows,
+        keeping: Default::default(),
         nat: Default::default(),
         stale: true,
         workers: workers.map_err(system("start the workers"))?,
@@ -369,6 +370,7 @@ impl Daemon {
             self.apply(Event::Attached(endpoint));
         }
         self.publish();
+        self.restore_flows();
         for (id, queues) in opened {
             if let Err(error) = self.connect(&id, queues) {
                 tracing::error!(%error, container = id.container_id, "a pod is cut off; trying again");

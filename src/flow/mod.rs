@@ -15,6 +15,7 @@
 //!
 //! Who forwards without translation looks nothing up while the table is empty. Time is a parameter, one clock for all.
 
+mod kept;
 mod shares;
 mod state;
 mod table;
@@ -29,6 +30,7 @@ use std::time::Duration;
 
 use foldhash::fast::RandomState;
 
+pub use kept::Kept;
 pub use shares::{Owner, Shares};
 pub use state::{Event, Role, State, Timeouts};
 pub use table::{Flow, Refused, Table};
@@ -92,6 +94,7 @@ pub struct Flows {
     shards: Box<[Mutex<Table<Entry>>]>,
     shares: Arc<Shares>,
     timeouts: Timeouts,
+    limit: u32,
     hash: RandomState,
     /// Entries, those that are gone but not taken back included.
     entries: AtomicUsize,
@@ -120,6 +123,7 @@ impl Flows {
             shards,
             shares,
             timeouts,
+            limit: limits.flows,
             hash: RandomState::default(),
             entries: AtomicUsize::new(0),
             hand: AtomicUsize::new(0),
@@ -138,7 +142,12 @@ impl Flows {
         self.entries.load(Relaxed)
     }
 
-    /// How many connections have begun or ended; what is kept elsewhere is out of date when it has changed.
+    /// How many connections there may be.
+    pub const fn limit(&self) -> u32 {
+        self.limit
+    }
+
+    /// How many connections have begun, gone on or ended; what is kept elsewhere is out of date when it has changed.
     pub fn changes(&self) -> u64 {
         self.changes.load(Relaxed)
     }
@@ -152,7 +161,7 @@ impl Flows {
     #[inline]
     pub fn find(&self, tuple: &Tuple, event: Event, now: Duration) -> Option<Entry> {
         let hash = self.hash.hash_one(tuple);
-        let (entry, owner, tell) = {
+        let (entry, owner, tell, changed) = {
             let mut shard = self.shard(hash);
             let mut flow = shard.get(hash, tuple, now)?;
             let before = *flow.value;
@@ -165,8 +174,11 @@ impl Flows {
             if tell {
                 flow.value.told = now.as_secs() as u32;
             }
-            (*flow.value, flow.owner, tell)
+            (*flow.value, flow.owner, tell, state != before.state)
         };
+        if changed {
+            self.changes.fetch_add(1, Relaxed);
+        }
         if tell && tuple.subject() == Subject::Flow {
             self.tell_twin(tuple, &entry, owner, now);
         }
@@ -201,8 +213,20 @@ impl Flows {
         epoch: u32,
         now: Duration,
     ) -> Result<(), Refused> {
-        let told = now.as_secs() as u32;
         let expires = now + self.timeouts.of(original.protocol(), state);
+        self.open_until(original, to, owner, (state, epoch), expires, now)
+    }
+
+    fn open_until(
+        &self,
+        original: Tuple,
+        to: Tuple,
+        owner: Owner,
+        (state, epoch): (State, u32),
+        expires: Duration,
+        now: Duration,
+    ) -> Result<(), Refused> {
+        let told = now.as_secs() as u32;
         let reply = to.reverse();
         let back = Entry { to: original.reverse(), role: Role::Reply, state, epoch, told };
         self.insert(reply, owner, back, expires, now)?;
@@ -283,27 +307,32 @@ impl Flows {
 
     /// The connections that live, in no order, of at most `slots` slots; and where to go on, unless that was all.
     pub fn list(&self, from: u64, slots: usize, now: Duration) -> (Vec<Listed>, Option<u64>) {
-        let (mut number, slot) = ((from >> 32) as usize, from as u32 as usize);
         let mut listed = Vec::new();
+        let next = self.walk(from, slots, now, |tuple, owner, expires, entry| {
+            if tuple.subject() == Subject::Flow && entry.role == Role::Original {
+                listed.push(Listed { tuple, to: entry.to, owner, state: entry.state, expires });
+            }
+        });
+        (listed, next)
+    }
+
+    /// Shows what lives in the next `slots` slots of a shard.
+    fn walk(
+        &self,
+        from: u64,
+        slots: usize,
+        now: Duration,
+        mut each: impl FnMut(Tuple, Owner, Duration, &Entry),
+    ) -> Option<u64> {
+        let (mut number, mut slot) = ((from >> 32) as usize, from as u32 as usize);
         while let Some(shard) = self.shards.get(number) {
-            let shard = lock(shard);
-            let Some(page) = shard.page(if number as u64 == from >> 32 { slot } else { 0 }, slots, now) else {
-                number += 1;
-                continue;
-            };
-            let originals =
-                page.filter(|(tuple, _, _, entry)| tuple.subject() == Subject::Flow && entry.role == Role::Original);
-            listed.extend(originals.map(|(&tuple, owner, expires, entry)| Listed {
-                tuple,
-                to: entry.to,
-                owner,
-                state: entry.state,
-                expires,
-            }));
-            let start = if number as u64 == from >> 32 { slot } else { 0 };
-            return (listed, Some((number as u64) << 32 | (start + slots) as u64));
+            if let Some(page) = lock(shard).page(slot, slots, now) {
+                page.for_each(|(&tuple, owner, expires, entry)| each(tuple, owner, expires, entry));
+                return Some((number as u64) << 32 | (slot + slots) as u64);
+            }
+            (number, slot) = (number + 1, 0);
         }
-        (listed, None)
+        None
     }
 
     /// How long silence lasts.

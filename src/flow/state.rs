@@ -69,6 +69,18 @@ impl State {
     /// One that both ends take part in: of a kept state.
     pub const ESTABLISHED: Self = Self(Self::REPLIED | Self::ASSURED);
 
+    /// As a number, for a file.
+    pub const fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// What [`State::bits`] told.
+    pub const fn from_bits(bits: u8) -> Self {
+        const KNOWN: u8 =
+            State::REPLIED | State::ASSURED | State::FINISHED_ORIGINAL | State::FINISHED_REPLY | State::RESET;
+        Self(bits & KNOWN)
+    }
+
     /// After a packet.
     #[inline]
     #[must_use]

@@ -4,11 +4,13 @@
 //! only as expected, listed, and watched in order. [`Embedded`] keeps them in memory. A [`session`] keeps a node in
 //! touch with a store, whatever happens to either.
 //!
-//! What a node must remember by itself, whether or not it can reach a store, is a file of its own: [`local`].
+//! What a node must remember by itself, whether or not it can reach a store, is a file of its own: [`local`];
+//! and so are the connections that it translates: [`flows`].
 
 pub mod document;
 mod error;
 pub mod etcd;
+pub mod flows;
 mod interface;
 pub mod layout;
 pub mod local;

@@ -10,6 +10,7 @@ mod cluster;
 mod config;
 mod crash;
 mod direct;
+mod flows;
 mod hostile;
 mod lifecycle;
 mod peers;

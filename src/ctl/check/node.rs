@@ -205,6 +205,8 @@ mod tests {
             ready: true,
             problems: Vec::new(),
             tunnel: Tunnel { backend: "raw".into(), reason: "".into(), address: [10, 0, 0, 1].into(), mtu: 1480 },
+            nat: Default::default(),
+            flows: Default::default(),
             workers: 1,
             store: Store { kind: "embedded".into(), age_s: 0, reachable: true },
             peers: PeerCount::default(),

@@ -290,7 +290,7 @@ fn a_worker_sleeps_until_the_pod_may_send_again() {
     tables.ports[A.index()].as_mut().unwrap().limits.egress = rate(8_000_000);
     tables.ports[B.index()].as_mut().unwrap().limits.ingress = rate(16_000_000);
     publisher.publish(tables);
-    let mut workers = Workers::spawn(2, &publisher, || |_| {}).unwrap();
+    let mut workers = Workers::spawn(2, &publisher, &Default::default(), || |_| {}).unwrap();
     let (mut counters_a, mut counters_b) = (PortStats::default(), PortStats::default());
     let ((queues_a, far_a), (queues_b, far_b)) = (device(2), device(2));
     let start = Instant::now();
