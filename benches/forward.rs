@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion};
 use node::{Frame, Node, Random, Way};
-use tapir::flow::{Key, Limits, Owner, Table};
+use tapir::flow::{Event, Flows, Limits, Owner, State, Timeouts, Tuple};
 use tapir::forward;
 use tapir::packet::Packet;
 use tapir::wire::header::Header;
@@ -70,14 +70,15 @@ fn on_batches(rounds: u64, frames: &[Frame], mut work: impl FnMut(&mut [Packet],
     total
 }
 
-fn forward_all(packets: &mut [Packet], frames: &[Frame], node: &Node) {
+fn forward_all(packets: &mut [Packet], frames: &[Frame], node: &Node, connections: &Flows) {
     for (packet, frame) in packets.iter_mut().zip(frames) {
-        assert!(black_box(forward::forward(packet, frame.ingress, &node.tables)).is_ok());
+        assert!(black_box(forward::forward(packet, frame.ingress, &node.tables, connections, NOW)).is_ok());
     }
 }
 
 fn whole(criterion: &mut Criterion, node: &Node, size: &str) {
     let mut random = Random::default();
+    let connections = Flows::default();
     for (way, ipv6) in
         [Way::PodToPod, Way::PodToTunnel, Way::TunnelToPod].into_iter().flat_map(|w| [(w, false), (w, true)])
     {
@@ -85,97 +86,96 @@ fn whole(criterion: &mut Criterion, node: &Node, size: &str) {
         let frames: Vec<_> = (0..FRAMES).map(|_| node.frame(&mut random, way, ipv6)).collect();
         group.bench_function(BenchmarkId::from_parameter(size), |bencher| {
             bencher.iter_custom(|rounds| {
-                on_batches(rounds, &frames, |packets, frames| forward_all(packets, frames, node))
+                on_batches(rounds, &frames, |packets, frames| forward_all(packets, frames, node, &connections))
             });
         });
         group.finish();
     }
 }
 
-/// Keys as of packets between random ends.
-fn key(node: &Node, random: &mut Random) -> Key {
+const NOW: Duration = Duration::from_secs(100);
+
+/// Tuples as of packets between random ends.
+fn tuple(node: &Node, random: &mut Random) -> Tuple {
     let ipv6 = random.below(2) == 1;
     let mut frame = node.frame(random, Way::PodToTunnel, ipv6);
     let network = &mut frame.bytes[frame.network..];
     let header = Header::parse(network).unwrap();
     network[header.transport..][..2].copy_from_slice(&(random.next() as u16).to_be_bytes());
-    Key::of(&header, network).unwrap().key
+    Tuple::of(&header, network).unwrap().tuple
 }
 
-fn flows(criterion: &mut Criterion, node: &Node, flows: usize, size: &str) {
+fn room(connections: usize) -> Flows {
+    let count = connections as u32;
+    Flows::new(Limits { flows: count, per_owner: count, owners: 1 }, Timeouts::default())
+}
+
+/// As of a service with the packet's destination for its backend.
+fn open(flows: &Flows, tuple: Tuple) -> bool {
+    let (address, port) = tuple.destination();
+    let to = tuple.with_destination(address, port ^ 1);
+    flows.open(tuple, to, Owner(0), State::default(), 0, NOW).is_ok()
+}
+
+fn connections(criterion: &mut Criterion, node: &Node, count: usize, size: &str) {
     let mut random = Random::default();
-    let (now, soon) = (Duration::from_secs(100), Duration::from_secs(101));
-    let limits = Limits { flows: flows as u32, per_owner: flows as u32, owners: 1 };
-    let mut keys: Vec<_> = (0..2 * flows).map(|_| key(node, &mut random)).collect();
-    keys.sort_unstable();
-    keys.dedup();
-    let shuffled = |random: &mut Random, mut keys: Vec<Key>| {
-        (1..keys.len()).rev().for_each(|at| keys.swap(at, random.below(at + 1)));
-        keys
+    let mut tuples: Vec<_> = (0..2 * count).map(|_| tuple(node, &mut random)).collect();
+    tuples.sort_unstable();
+    tuples.dedup();
+    let shuffled = |random: &mut Random, mut tuples: Vec<Tuple>| {
+        (1..tuples.len()).rev().for_each(|at| tuples.swap(at, random.below(at + 1)));
+        tuples
     };
-    let keys = shuffled(&mut random, keys);
-    let (known, others) = keys.split_at(keys.len().div_ceil(2).min(flows));
-    let mut table = Table::<u64>::new(limits);
-    for &key in known {
-        table.insert(key, Owner(0), 7, soon, now).unwrap();
-    }
+    let tuples = shuffled(&mut random, tuples);
+    let (known, others) = tuples.split_at(tuples.len().div_ceil(2).min(count));
+    let flows = room(count);
+    known.iter().for_each(|&tuple| _ = open(&flows, tuple));
     let known = shuffled(&mut random, known.to_vec());
-    let mut group = criterion.benchmark_group("flow key");
+    let mut group = criterion.benchmark_group("flow tuple");
     let frame = node.frame(&mut random, Way::PodToTunnel, false);
     let header = Header::parse(&frame.bytes[frame.network..]).unwrap();
     group.bench_function(BenchmarkId::from_parameter(size), |bencher| {
-        bencher.iter(|| Key::of(black_box(&header), black_box(&frame.bytes[frame.network..])));
+        bencher.iter(|| Tuple::of(black_box(&header), black_box(&frame.bytes[frame.network..])));
     });
     group.finish();
-    for (what, keys) in [("flow hit", &known[..]), ("flow miss", others)] {
+    for (what, tuples) in [("flow hit", &known[..]), ("flow miss", others)] {
         let mut group = criterion.benchmark_group(what);
         group.bench_function(BenchmarkId::from_parameter(size), |bencher| {
-            let mut next = keys.iter().cycle();
-            bencher.iter(|| table.get(next.next().unwrap(), now).map(|flow| *flow.value));
+            let mut next = tuples.iter().cycle();
+            bencher.iter(|| flows.find(next.next().unwrap(), Event::Data, NOW));
         });
         group.finish();
     }
-    // Each flow lives until about as many others have come, and the hand takes it back.
-    let mut table = Table::<u64>::new(limits);
-    let mut group = criterion.benchmark_group("flow insert and expire");
-    let lifetime = Duration::from_nanos(flows as u64 * 3 / 4);
-    let mut now = Duration::from_secs(1);
+    let flows = room(count);
+    let mut group = criterion.benchmark_group("flow open and close");
     group.bench_function(BenchmarkId::from_parameter(size), |bencher| {
-        let mut next = keys.iter().cycle();
+        let mut newest = tuples.iter().cycle().skip(count / 2);
+        let mut oldest = tuples.iter().cycle();
         bencher.iter(|| {
-            now += Duration::from_nanos(1);
-            table.expire(now, 4);
-            table.insert(*next.next().unwrap(), Owner(0), 7, now + lifetime, now).map(|flow| *flow.value)
+            flows.close(oldest.next().unwrap(), NOW);
+            open(&flows, *newest.next().unwrap())
         });
     });
     group.finish();
 }
 
-/// All there is to a packet once connections are tracked: its flow and its way. The flows of a batch are looked up before
-/// any of it is forwarded, so that the memory is read for several at once.
+/// A packet that is translated, among as many connections.
 fn forward_with_flows(criterion: &mut Criterion, node: &Node, count: usize, size: &str) {
     let mut random = Random::default();
-    let (now, end) = (Duration::from_secs(1), Duration::from_secs(2));
     let frames: Vec<_> = (0..count.max(FRAMES)).map(|_| node.frame(&mut random, Way::PodToTunnel, false)).collect();
-    let mut table = Table::<u64>::new(Limits { flows: count as u32, per_owner: count as u32, owners: 1 });
+    let flows = room(count);
     for frame in frames.iter().take(count) {
         let network = &frame.bytes[frame.network..];
-        let Ok(tuple) = Key::of(&Header::parse(network).unwrap(), network) else { continue };
-        _ = table.insert(tuple.key, Owner(0), 0, end, now);
+        if let Ok(told) = Tuple::of(&Header::parse(network).unwrap(), network) {
+            open(&flows, told.tuple);
+        }
     }
-    while table.len() < count && table.insert(key(node, &mut random), Owner(0), 0, end, now).is_ok() {}
+    (flows.len() / 2..count).for_each(|_| _ = open(&flows, tuple(node, &mut random)));
     let mut group = criterion.benchmark_group("forward and flow, pod to tunnel, IPv4");
     let frames = &frames[..];
     group.bench_function(BenchmarkId::from_parameter(size), |bencher| {
         bencher.iter_custom(|rounds| {
-            on_batches(rounds, frames, |packets, frames| {
-                for packet in &*packets {
-                    let header = Header::parse(packet.network()).unwrap();
-                    let tuple = Key::of(&header, packet.network()).unwrap();
-                    black_box(table.get(&tuple.key, now).map(|flow| *flow.value));
-                }
-                forward_all(packets, frames, node);
-            })
+            on_batches(rounds, frames, |packets, frames| forward_all(packets, frames, node, &flows))
         });
     });
     group.finish();
@@ -192,7 +192,7 @@ fn main() {
         let node = Node::new(count);
         lookup(&mut criterion, &node, size);
         whole(&mut criterion, &node, size);
-        flows(&mut criterion, &node, count, size);
+        connections(&mut criterion, &node, count, size);
         forward_with_flows(&mut criterion, &node, count, size);
     }
     criterion.final_summary();

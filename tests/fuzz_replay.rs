@@ -128,6 +128,11 @@ fn packets_from_the_tunnel() {
 }
 
 #[test]
+fn translations() {
+    replay("translation", targets::translation);
+}
+
+#[test]
 fn messages_on_the_socket() {
     replay("socket", targets::socket);
 }

@@ -33,7 +33,7 @@ fn a_warm_visit_allocates_nothing() {
     let stats = Arc::new(WorkerStats::default());
     let publisher = Publisher::default();
     publisher.publish(tables());
-    let mut forwarder = Forwarder::new(publisher, stats.clone(), |_| {});
+    let mut forwarder = Forwarder::new(publisher, Arc::default(), stats.clone(), |_| {});
     let kind = Kind::Tunnel { mtu: MTU.into() };
     let ports = [(PortId::TUNNEL, kind), (PortId::TUNNEL_UDP, kind), (POD, Kind::Whole)];
     let [tunnel, udp, pod] = ports.map(|(id, kind)| {
@@ -99,7 +99,7 @@ fn a_pods_backlog_allocates_nothing_once_it_has_been_as_long() {
     tables.ports[POD.index()].as_mut().expect("a pod").limits = Limits { ingress: rate, egress: rate };
     publisher.publish(tables);
     let stats = Arc::new(WorkerStats::default());
-    let mut forwarder = Forwarder::new(publisher, stats.clone(), |_| {});
+    let mut forwarder = Forwarder::new(publisher, Arc::default(), stats.clone(), |_| {});
     let ports = [(PortId::TUNNEL, Kind::Tunnel { mtu: MTU.into() }), (POD, Kind::Whole)];
     let [tunnel, pod] = ports.map(|(id, kind)| {
         let (queue, far) = pair(kind).expect("descriptors");

@@ -15,9 +15,11 @@ use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::path::Path;
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use node::{Node, Random, Way};
 use tapir::drop_reason::DropReason;
+use tapir::flow::Flows;
 use tapir::forward::{self, Verdict};
 use tapir::packet::Packet;
 use tapir::table::{PortId, Tables};
@@ -31,8 +33,8 @@ const SLACK: f64 = 1.05;
 const LOOSE: f64 = 0.85;
 
 #[inline(never)]
-fn measured(packet: &mut Packet, ingress: PortId, tables: &Tables) -> Result<Verdict, DropReason> {
-    forward::forward(packet, ingress, tables)
+fn measured(packet: &mut Packet, ingress: PortId, tables: &Tables, flows: &Flows) -> Result<Verdict, DropReason> {
+    forward::forward(packet, ingress, tables, flows, Duration::from_secs(1))
 }
 
 #[inline(never)]
@@ -46,14 +48,15 @@ fn name(way: Way, ipv6: bool, routes: &str) -> String {
 
 /// Forwards the packets of every case; callgrind counts.
 fn run() {
-    let (mut packet, mut random) = (Packet::new(), Random::default());
+    let (mut packet, mut random, flows) = (Packet::new(), Random::default(), Flows::default());
     for (routes, text) in ROUTES {
         let node = Node::new(routes);
         for (way, ipv6) in Way::ALL.into_iter().flat_map(|way| [(way, false), (way, true)]) {
             for _ in 0..PACKETS {
                 let frame = node.frame(&mut random, way, ipv6);
                 frame.load(&mut packet);
-                let verdict = black_box(measured(black_box(&mut packet), frame.ingress, black_box(&node.tables)));
+                let tables = black_box(&node.tables);
+                let verdict = black_box(measured(black_box(&mut packet), frame.ingress, tables, &flows));
                 let expected = match way {
                     Way::Nowhere => verdict == Err(DropReason::NoRoute),
                     Way::PodToTunnel => verdict == Ok(Verdict::Send(PortId::TUNNEL)),

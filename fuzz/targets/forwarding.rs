@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 use tapir::api::drops::History;
 use tapir::drop_reason::DropReason;
+use tapir::flow::{self, Flows, Timeouts};
 use tapir::forward::icmp::{self, Limiter, Outcome};
 use tapir::forward::{self, Verdict};
 use tapir::gso;
@@ -31,12 +32,12 @@ const REPAIR: u8 = 1;
 /// Switch: it arrives by the tunnel inside UDP.
 const UDP: u8 = 2;
 
-const WEB: PortId = PortId(3);
+pub(super) const WEB: PortId = PortId(3);
 const DB: PortId = PortId(4);
-const WEB_MAC: Mac = [2, 0, 0, 0, 0, 1];
+pub(super) const WEB_MAC: Mac = [2, 0, 0, 0, 0, 1];
 const DB_MAC: Mac = [2, 0, 0, 0, 0, 2];
-const WEB_ADDRESSES: [&str; 2] = ["10.244.0.5", "fd00::5"];
-const NODE: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 1);
+pub(super) const WEB_ADDRESSES: [&str; 2] = ["10.244.0.5", "fd00::5"];
+pub(super) const NODE: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 1);
 const PEER: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 2);
 /// To which the way is inside UDP.
 const PEER_UDP: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 3);
@@ -45,6 +46,7 @@ const MTU: u16 = 1480;
 const ETHERNET: usize = 14;
 const OUTER: usize = 20;
 const OUTER_UDP: usize = 28;
+const NOW: Duration = Duration::from_secs(1);
 /// How many packets of one tunnel input are looked at.
 const MAX_BATCH: usize = 32;
 
@@ -61,7 +63,7 @@ pub fn frame(data: &[u8]) {
     }
     let tables = tables();
     let before = packet.network().to_vec();
-    match forward::forward(&mut packet, WEB, &tables) {
+    match forward::forward(&mut packet, WEB, &tables, &flows(), NOW) {
         Ok(Verdict::Answer) => {
             assert_eq!(packet.link()[..6], WEB_MAC, "an answer goes to who asked");
             assert_eq!(packet.link()[6..12], GATEWAY_MAC);
@@ -95,7 +97,7 @@ pub fn tunnel(data: &[u8]) {
         let outer_source = bytes.get(12..16).map(|four| <[u8; 4]>::try_from(four).expect("four bytes"));
         let whole = packet.bytes().to_vec();
         let inner = &whole[outer_length(&whole)..];
-        match forward::forward(&mut packet, port, &tables) {
+        match forward::forward(&mut packet, port, &tables, &flows(), NOW) {
             Ok(Verdict::Answer) => check_probe_answer(&packet, &whole),
             Ok(Verdict::Heard) => {
                 let probe = Probe::read(packet.network()).expect("a probe");
@@ -139,15 +141,14 @@ pub fn quote(data: &[u8]) {
     let tables = tables();
     let mut packet = Packet::new();
     let mut limiter = Limiter::default();
-    let now = Duration::from_secs(1);
-    if icmp::relay(quote, kind, code, mtu, &mut packet, &tables, &mut limiter, now) == Outcome::Built {
+    if icmp::relay(quote, kind, code, mtu, &mut packet, &tables, &mut limiter, NOW) == Outcome::Built {
         check_error(packet, &tables);
     }
 }
 
 /// Node 1 with pods `web` and `db`, a peer with 10.244.1.0/24 and fd00:1::/64, and inside UDP one with 10.244.3.0/24 and
 /// fd00:3::/64.
-fn tables() -> Tables {
+pub(super) fn tables() -> Tables {
     let net = |text: &str| text.parse::<IpNet>().expect("a prefix");
     let forward = |port, rewrite| Adjacency::Forward(Path { port, rewrite, mtu: MTU });
     let outer = |ipv6| forward(PortId::TUNNEL, Rewrite::outer(NODE, PEER, ipv6));
@@ -193,7 +194,12 @@ fn tables() -> Tables {
     }
 }
 
-fn parsed(text: &str) -> IpAddr {
+/// Without connections.
+fn flows() -> Flows {
+    Flows::new(flow::Limits { flows: 1, per_owner: 1, owners: 1 }, Timeouts::default())
+}
+
+pub(super) fn parsed(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
@@ -274,7 +280,7 @@ fn check_drop(before: &[u8], mut packet: Packet, reason: DropReason, tables: &Ta
     describe(&packet, reason);
     let network = packet.network().to_vec();
     let mut limiter = Limiter::default();
-    if icmp::answer(&mut packet, reason, tables, &mut limiter, Duration::from_secs(1)) == Outcome::Built {
+    if icmp::answer(&mut packet, reason, tables, &flows(), &mut limiter, NOW) == Outcome::Built {
         assert_eq!(destination(packet.network()), source(&network), "an error goes to the sender");
         check_error(packet, tables);
     }
@@ -285,7 +291,7 @@ fn check_error(mut packet: Packet, tables: &Tables) {
     let network = packet.network();
     let limit = if network[0] >> 4 == 4 { 576 } else { 1280 };
     assert!(network.len() <= limit, "an error of {} bytes", network.len());
-    if let Ok(verdict) = forward::originate(&mut packet, tables) {
+    if let Ok(verdict) = forward::originate(&mut packet, tables, &flows(), NOW) {
         check_egress(&packet, verdict);
     }
 }
@@ -354,7 +360,7 @@ fn forget_identification(network: &mut [u8]) {
     }
 }
 
-fn source(network: &[u8]) -> IpAddr {
+pub(super) fn source(network: &[u8]) -> IpAddr {
     address(network, 12, 8)
 }
 
@@ -377,7 +383,7 @@ fn outer_length(bytes: &[u8]) -> usize {
 }
 
 /// Makes the checksum of the IPv4 header that `bytes` starts with right, if it is one.
-fn repair(bytes: &mut [u8]) {
+pub(super) fn repair(bytes: &mut [u8]) {
     let Some(&first) = bytes.first() else { return };
     let length = usize::from(first & 15) * 4;
     if first >> 4 == 4 && length >= 20 && bytes.len() >= length {
@@ -388,7 +394,7 @@ fn repair(bytes: &mut [u8]) {
 }
 
 /// RFC 1071's sum, bit by bit as it is written there.
-fn ones_complement(bytes: &[u8]) -> u16 {
+pub(super) fn ones_complement(bytes: &[u8]) -> u16 {
     let mut sum: u32 = 0;
     for pair in bytes.chunks(2) {
         sum += u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));

@@ -5,6 +5,8 @@
 
 mod forwarding;
 mod messages;
+mod translation;
 
 pub use forwarding::{frame, quote, tunnel};
 pub use messages::{cni, socket};
+pub use translation::translation;
