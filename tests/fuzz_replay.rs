@@ -138,6 +138,11 @@ fn messages_on_the_socket() {
 }
 
 #[test]
+fn files_of_services() {
+    replay("services", targets::services);
+}
+
+#[test]
 fn quotes_of_the_underlay() {
     replay("quote", targets::quote);
 }

@@ -95,6 +95,7 @@ fn desired() -> Desired {
     let pool = control::Pool {
         cidr: "10.0.0.0/8".parse().expect("well-formed"),
         encapsulation: control::Encapsulation::Always,
+        nat_outgoing: true,
     };
     let topology = Topology { pools: vec![pool], ranges: Vec::new(), own: Vec::new(), mtu: None };
     let underlay = Underlay {

@@ -14,7 +14,7 @@ use std::thread;
 use serde_json::{Value, json};
 use tapir::api::types::{
     Assignment, Block, Check, Drop as Dropped, Drops, Endpoint, Entries, Fix, FlowCount, Ipam, Nat, Peer, PeerCount,
-    Pool, Route, Status, Store, StoreEntry, Tunnel, Violation,
+    Pool, Route, Service, Services, Status, Store, StoreEntry, Tunnel, Violation,
 };
 use tapir::ctl;
 use tapir_cni::protocol::{Bandwidth, HostPort, Refusal, Reply, Request, read_message, write_message};
@@ -85,10 +85,52 @@ fn fixture(request: &Request) -> Value {
         Request::NodeDelete { name } => Ok(json!({ "deleted": name })),
         Request::StoreEntries { after, .. } => serde_json::to_value(entries(after.as_deref())),
         Request::StoreAccept => Ok(json!({ "accepted": 3 })),
+        Request::Services { after, .. } => serde_json::to_value(services(after.as_deref())),
         Request::Drops { after } => serde_json::to_value(drops(*after)),
         other => panic!("tapirctl does not ask {other:?}"),
     };
     value.expect("fixtures serialise")
+}
+
+/// In two parts.
+fn services(after: Option<&str>) -> Services {
+    let web = Service {
+        name: "default/web:http".into(),
+        kind: "ClusterIP".into(),
+        address: [10, 96, 0, 80].into(),
+        port: 80,
+        protocol: "TCP".into(),
+        ready: 2,
+        endpoints: 3,
+        local: 1,
+        policy: "Cluster".into(),
+        affinity_s: Some(10_800),
+        source_ranges: Vec::new(),
+        source: "/etc/tapir/services.d/web.yaml".into(),
+    };
+    let balancer = Service {
+        kind: "LoadBalancer".into(),
+        address: "2001:db8::80".parse().expect("an address"),
+        policy: "Local".into(),
+        source_ranges: vec!["2001:db8:1::/48".parse().expect("a prefix")],
+        ..web.clone()
+    };
+    let host_port = Service {
+        name: "default/dns-5".into(),
+        kind: "HostPort".into(),
+        address: [127, 0, 0, 1].into(),
+        port: 53,
+        protocol: "UDP".into(),
+        ready: 1,
+        endpoints: 1,
+        affinity_s: None,
+        source: String::new(),
+        ..web.clone()
+    };
+    match after {
+        None => Services { services: vec![web, balancer], next: Some("more".into()) },
+        Some(_) => Services { services: vec![host_port], next: None },
+    }
 }
 
 fn status() -> Status {
@@ -302,7 +344,7 @@ fn golden(file: &str, found: &str) {
     assert_eq!(found, expected, "{file} differs from what is expected");
 }
 
-const VERBS: [(&str, &[&str]); 14] = [
+const VERBS: [(&str, &[&str]); 15] = [
     ("status", &["status"]),
     ("endpoints", &["endpoints"]),
     ("routes", &["routes"]),
@@ -316,6 +358,7 @@ const VERBS: [(&str, &[&str]); 14] = [
     ("nodes_delete", &["nodes", "delete", "node-3"]),
     ("store_accept", &["store", "accept"]),
     ("ipam_release", &["ipam", "release", "10.244.0.9"]),
+    ("services", &["services"]),
     ("drops", &["drops"]),
 ];
 
@@ -376,6 +419,20 @@ fn json_keeps_the_keys_that_others_parse() {
     has(&ipam["blocks"][0], &["state", "offered", "lent"]);
     let node = ["name", "address", "subnet", "transport", "version", "state", "blocks", "used", "labels"];
     has(&json(&["nodes"])[0], &node);
+    let service = [
+        "name",
+        "kind",
+        "address",
+        "port",
+        "protocol",
+        "ready",
+        "endpoints",
+        "local",
+        "policy",
+        "affinity_s",
+        "source",
+    ];
+    has(&json(&["svc"])[2], &service);
     has(&json(&["routes"])[0], &["prefix", "via", "source", "encapsulation", "best"]);
 }
 

@@ -5,8 +5,10 @@
 
 mod forwarding;
 mod messages;
+mod objects;
 mod translation;
 
 pub use forwarding::{frame, quote, tunnel};
 pub use messages::{cni, socket};
+pub use objects::services;
 pub use translation::translation;

@@ -14,3 +14,4 @@ mod flows;
 mod hostile;
 mod lifecycle;
 mod peers;
+mod services;

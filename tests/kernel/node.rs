@@ -4,6 +4,8 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 
 use ipnet::IpNet;
+use std::sync::Arc;
+
 use tapir::io::Queue;
 use tapir::io::tap::Tap;
 use tapir::io::tunnel_raw::{Share, TunnelRaw};
@@ -69,7 +71,7 @@ impl Node {
         let id = PortId::tunnel(transport);
         let mtu = MTU + 20 - transport.overhead();
         let publisher = Publisher::default();
-        let workers = Workers::spawn(1, &publisher, || |_| {}).expect("a thread");
+        let workers = Workers::spawn(1, &publisher, &Arc::default(), || |_| {}).expect("a thread");
         let mut tables = Tables { router_v4: Some(Ipv4Addr::new(10, 1, 0, 254)), ..Tables::default() };
         let mut node = Self { workers, counters: Vec::new(), publisher, routes: Vec::new() };
         tables.ports = vec![None; PortId::FIRST_POD.index()];
