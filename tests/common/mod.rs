@@ -63,7 +63,11 @@ impl Node {
             pods: peer.pods.clone(),
             own: ipam::own_addresses(&peer.pods),
         });
-        let pool = |pool: &config::Pool| Pool { cidr: pool.cidr, encapsulation: config.encapsulation(pool) };
+        let pool = |pool: &config::Pool| Pool {
+            cidr: pool.cidr,
+            encapsulation: config.encapsulation(pool),
+            nat_outgoing: config.nat_outgoing(pool),
+        };
         let topology = Topology {
             pools: config.network.pools.iter().map(pool).collect(),
             ranges: config.network.node_cidrs.clone(),
@@ -76,7 +80,7 @@ impl Node {
         }
         let publisher = Publisher::default();
         let stats = Arc::new(WorkerStats::default());
-        let forwarder = Forwarder::new(publisher.clone(), stats.clone(), |_| {});
+        let forwarder = Forwarder::new(publisher.clone(), Arc::default(), stats.clone(), |_| {});
         let mut node = Self { forwarder, stats, ports: Vec::new(), desired, publisher, by_udp: Vec::new() };
         let mtu = usize::from(node.desired.tunnel_mtu());
         node.add_port(PortId::TUNNEL, "tunnel".into(), Kind::Tunnel { mtu });
