@@ -310,7 +310,7 @@ fn index(link: u32) -> Option<usize> {
 /// A tick is a sixteenth of a second: eight years of them fit.
 #[inline]
 fn ticks(time: Duration) -> u32 {
-    let ticks = time.as_secs() << 4 | u64::from(time.subsec_nanos()) * 16 / 1_000_000_000;
+    let ticks = time.as_secs() * 16 + u64::from(time.subsec_nanos()) * 16 / 1_000_000_000;
     u32::try_from(ticks).unwrap_or(u32::MAX)
 }
 

@@ -371,7 +371,6 @@ fn whose_replies_would_be_taken_for_others_is_refused_and_leaves_nothing() {
 fn one_direction_keeps_the_other_alive() {
     let flows = flows();
     let (original, to) = connection(1);
-    let (original, to) = (original.clone(), to);
     let udp = |tuple: Tuple| Tuple::new(17, tuple.source(), tuple.destination());
     let (original, to) = (udp(original), udp(to));
     flows.open(original, to, Owner(3), State::default(), 1, seconds(0)).expect("room");
