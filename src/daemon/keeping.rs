@@ -52,7 +52,14 @@ pub(super) struct Keeping {
 pub(super) fn table(config: &Config) -> Flows {
     let network = &config.network;
     let limits = Limits { flows: network.flows, per_owner: network.flows_per_pod.min(network.flows), owners: OWNERS };
-    Flows::new(limits, Timeouts::default())
+    let flows = Flows::new(limits, Timeouts::default());
+    match flows::secret(&config.node.state_dir) {
+        Ok(secret) => flows.with_secret(secret),
+        Err(error) => {
+            tracing::warn!(%error, "connections that are forgotten will get other ports");
+            flows
+        }
+    }
 }
 
 fn write(flows: &Flows, folder: &Path, boot: &str, (now, written): (Duration, Duration)) -> Result<(), FlowsError> {

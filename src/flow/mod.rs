@@ -28,7 +28,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use foldhash::fast::RandomState;
+use foldhash::SharedSeed;
+use foldhash::fast::{RandomState, SeedableRandomState};
 
 pub use kept::Kept;
 pub use shares::{Owner, Shares};
@@ -96,6 +97,8 @@ pub struct Flows {
     timeouts: Timeouts,
     limit: u32,
     hash: RandomState,
+    /// What ports of translated sources are chosen by.
+    secret: SeedableRandomState,
     /// Entries, those that are gone but not taken back included.
     entries: AtomicUsize,
     /// The shard that is looked through next for what is gone.
@@ -125,10 +128,18 @@ impl Flows {
             timeouts,
             limit: limits.flows,
             hash: RandomState::default(),
+            secret: SeedableRandomState::random(),
             entries: AtomicUsize::new(0),
             hand: AtomicUsize::new(0),
             changes: AtomicU64::new(0),
         }
+    }
+
+    /// The same after a restart, so that a connection that was forgotten gets its port again if nobody has it.
+    #[must_use]
+    pub fn with_secret(mut self, secret: u64) -> Self {
+        self.secret = SeedableRandomState::with_seed(secret, SharedSeed::global_fixed());
+        self
     }
 
     /// Without a connection: there is nothing to be found.
@@ -340,9 +351,9 @@ impl Flows {
         &self.timeouts
     }
 
-    /// The hash of a tuple that nobody outside can guess, the same for as long as this lives.
+    /// The hash of a tuple that nobody outside can guess: that of [`Flows::with_secret`], else one of chance.
     pub fn guess(&self, tuple: &Tuple) -> u64 {
-        self.hash.hash_one(tuple)
+        self.secret.hash_one(tuple)
     }
 
     fn insert(

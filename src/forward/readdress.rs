@@ -164,7 +164,8 @@ fn set_mss(tcp: &mut [u8], at: usize, before: u16, after: u16, partial: bool) {
     }
     let sum = u16::from_be_bytes([tcp[16], tcp[17]]);
     // At an odd offset the bytes stand in the other halves of their words.
-    let (before, after) = if at.is_multiple_of(2) { (before, after) } else { (before.swap_bytes(), after.swap_bytes()) };
+    let (before, after) =
+        if at.is_multiple_of(2) { (before, after) } else { (before.swap_bytes(), after.swap_bytes()) };
     tcp[16..18].copy_from_slice(&checksum::update_u16(sum, before, after).to_be_bytes());
 }
 

@@ -7,12 +7,14 @@
 //! Numbers are little-endian. A temporary file is renamed over the one before, so what is found is whole. Nothing waits for the
 //! disk: when the power goes, the namespaces go too, and the boot id tells that these are of no more use.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::flow::{Kept, Owner, State, Subject, Tuple};
 
@@ -272,6 +274,25 @@ impl Fields<'_> {
         self.0 = rest;
         field
     }
+}
+
+/// A number that only this node knows, and keeps: what ports of translated sources are chosen by. Made if there is none.
+///
+/// # Errors
+/// Those of reading or writing it.
+pub fn secret(folder: &Path) -> io::Result<u64> {
+    let path = folder.join("secret");
+    if let Ok(text) = fs::read_to_string(&path)
+        && let Ok(secret) = u64::from_str_radix(text.trim(), 16)
+    {
+        return Ok(secret);
+    }
+    let mut bytes = [0; 8];
+    getrandom(&mut bytes, GetRandomFlags::empty())?;
+    let secret = u64::from_ne_bytes(bytes);
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+    file.write_all(format!("{secret:016x}\n").as_bytes())?;
+    Ok(secret)
 }
 
 #[cfg(test)]
