@@ -232,6 +232,33 @@ pub enum Request {
         /// The most rows to answer with; there may be fewer, to keep within [`MAX_MESSAGE`].
         limit: u32,
     },
+    /// `tapirctl flows`.
+    Flows {
+        /// Where to go on, the `next` of an answer; 0: from the first.
+        #[serde(default)]
+        after: u64,
+        /// The most connections to answer with, more or less; there may be fewer, even none, with more to come.
+        limit: u32,
+        /// Only those of this pod: `namespace/pod`, or `container/interface`.
+        #[serde(default)]
+        pod: Option<String>,
+    },
+    /// `tapirctl explain`.
+    Explain {
+        /// An address, `namespace/pod`, or `host`.
+        source: String,
+        /// An address, `namespace/pod`, `namespace/service`, or `host`.
+        destination: String,
+        /// `tcp`, `udp`, `sctp` or `icmp`.
+        #[serde(default)]
+        protocol: Option<String>,
+        /// The destination's port.
+        #[serde(default)]
+        port: Option<u16>,
+        /// The source's.
+        #[serde(default)]
+        source_port: Option<u16>,
+    },
     /// `tapirctl drops`.
     Drops {
         /// Only drops with a higher number.

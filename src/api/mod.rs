@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`cluster`] | what the store holds, in words |
 //! | [`types`] | the shapes of the answers |
+//! | [`flows`] | connections, in words |
+//! | [`explain`] | what becomes of a packet, and why |
 //! | [`drops`] | the last drops, in words |
 //! | [`routes`] | routes, in words |
 //! | [`metrics`] | the same for Prometheus |
@@ -13,6 +15,8 @@
 
 pub mod cluster;
 pub mod drops;
+pub mod explain;
+pub mod flows;
 pub mod health_check;
 pub mod http;
 pub mod metrics;

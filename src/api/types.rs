@@ -1,11 +1,15 @@
 //! The shapes that `tapirctl -o json` prints and others parse: keys are stable, more may come.
 
+mod flows;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 use tapir_cni::protocol::{Bandwidth, HostPort};
+
+pub use flows::{Explanation, Flow, FlowCount, Flows, Step};
 
 /// `status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,24 +62,6 @@ pub struct Nat {
     pub mode: String,
     /// Why this one.
     pub reason: String,
-}
-
-/// How much is remembered of connections that are translated.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FlowCount {
-    /// Connections, those that are over but not yet forgotten included; affinities and mappings count as half.
-    pub connections: u64,
-    /// The most there may be.
-    pub limit: u64,
-    /// How many have begun, gone on or ended since start.
-    #[serde(default)]
-    pub changes: u64,
-    /// How many this start has gone on with.
-    #[serde(default)]
-    pub restored: u64,
-    /// How many it has not, by why: `expired`, `pod_gone`, `refused`; `unreadable` counts files.
-    #[serde(default)]
-    pub lost: BTreeMap<String, u64>,
 }
 
 /// A store and how fresh it is.

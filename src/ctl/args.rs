@@ -10,6 +10,8 @@ use tapir_cni::protocol::DEFAULT_SOCKET;
 
 /// How many of the last drops a table shows unless told otherwise.
 pub const LAST_DROPS_SHOWN: usize = 20;
+/// How many connections are shown unless told otherwise.
+pub const FLOWS_SHOWN: usize = 1000;
 
 /// See, explain and check a tapir node.
 #[derive(Clone, Debug, Parser)]
@@ -76,6 +78,33 @@ pub enum Verb {
     /// List services and host ports, and how many endpoints answer.
     #[command(visible_alias = "svc")]
     Services,
+    /// List connections that are translated: to services, to ports of the node, out of the pools.
+    Flows {
+        /// Only those that this pod has begun, or is an end of.
+        #[arg(long, value_name = "NAMESPACE/POD")]
+        pod: Option<String>,
+        /// The most to show.
+        #[arg(long, default_value_t = FLOWS_SHOWN, value_name = "N")]
+        limit: usize,
+    },
+    /// Say what would become of a packet, step by step, and why. Exit status: 1 when it would be dropped.
+    Explain {
+        /// From: an address, NAMESPACE/POD of this node, or host.
+        #[arg(value_name = "SRC")]
+        source: String,
+        /// To: an address, NAMESPACE/POD of this node, NAMESPACE/SERVICE, or host.
+        #[arg(value_name = "DST")]
+        destination: String,
+        /// tcp, udp, sctp or icmp; what the destination speaks, where that is known.
+        #[arg(long = "proto", value_name = "PROTOCOL")]
+        protocol: Option<String>,
+        /// The destination's port.
+        #[arg(long, value_name = "N")]
+        port: Option<u16>,
+        /// The source's port, which a service's endpoint depends on.
+        #[arg(long = "sport", value_name = "N")]
+        source_port: Option<u16>,
+    },
     /// Count drops by reason and show the last ones.
     Drops {
         /// Print drops as they happen, until interrupted.

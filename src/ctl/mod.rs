@@ -12,6 +12,8 @@ mod client;
 mod cluster;
 mod drops;
 mod etcd;
+mod explain;
+mod flows;
 mod manual;
 mod output;
 mod services;
@@ -163,6 +165,17 @@ fn execute(cli: &Cli, terminal: &mut Terminal<'_>) -> Result<u8, CtlError> {
         Verb::Ipam(verb) => return cluster::ipam(cli, verb, terminal),
         Verb::Store(verb) => return cluster::store(cli, verb, terminal),
         Verb::Services => services::list(cli, terminal)?,
+        Verb::Flows { pod, limit } => flows::list(cli, pod.as_deref(), *limit, terminal)?,
+        Verb::Explain { source, destination, protocol, port, source_port } => {
+            let request = Request::Explain {
+                source: source.clone(),
+                destination: destination.clone(),
+                protocol: protocol.clone(),
+                port: *port,
+                source_port: *source_port,
+            };
+            return explain::show(cli, &request, terminal);
+        }
         Verb::Drops { follow: true, last } => drops::follow(&cli.socket, cli.output, *last, terminal)?,
         Verb::Drops { follow: false, last } => {
             show(cli, terminal, &Request::Drops { after: 0 }, |drops: &Drops| drops::view(drops, *last))?;

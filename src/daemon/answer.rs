@@ -9,10 +9,14 @@ use tapir_cni::protocol::Refusal;
 use super::attachment::Stage;
 use super::verbs::refusal;
 use super::{Daemon, Done, keeping, services};
+use crate::api::explain::{self, Question};
+use crate::api::flows;
 use crate::api::http::Query;
 use crate::api::metrics::{Port, Snapshot};
 use crate::api::routes::Routes;
-use crate::api::types::{Assignment, Block, Drops, Endpoint, Ipam, Nat, PeerCount, Pool, Route, Status, Tunnel};
+use crate::api::types::{
+    Assignment, Block, Drops, Endpoint, Explanation, Flows, Ipam, Nat, PeerCount, Pool, Route, Status, Tunnel,
+};
 use crate::config::StoreKind;
 use crate::control::health::State;
 use crate::control::{ipam, mac};
@@ -25,6 +29,48 @@ use crate::table::PortId;
 const NOT_OWN: [&str; 4] = ["ipam", keeping::FLOWS, services::FILES, services::HEALTH_CHECKS];
 
 impl Daemon {
+    /// Part of the connections, those of one pod or all.
+    pub(super) fn flows_after(&self, after: u64, limit: u32, pod: Option<&str>) -> Result<Flows, Refusal> {
+        let unknown = |name: &str| refusal(code::UNKNOWN_CONTAINER, format!("no pod {name} on this node"), "");
+        let named =
+            |name: &str| self.desired.endpoints().find(|endpoint| endpoint.name() == name).ok_or_else(|| unknown(name));
+        let pod = pod.map(named).transpose()?;
+        let pod = pod.map(|endpoint| (Owner(endpoint.port.0), &endpoint.addresses[..]));
+        let wanted = flows::Wanted { after, limit: limit as usize, pod };
+        Ok(flows::part(
+            &self.flows,
+            &self.publisher.snapshot(),
+            self.workers.now(),
+            &wanted,
+            |Owner(port)| match PortId(port) {
+                PortId::HOST => "host".into(),
+                PortId::TUNNEL => "outside".into(),
+                port => self.desired.endpoint_at(port).map(|endpoint| endpoint.name()).unwrap_or_default(),
+            },
+        ))
+    }
+
+    /// What would become of a packet.
+    pub(super) fn explain(&mut self, question: &Question) -> Result<Explanation, Refusal> {
+        self.publish();
+        let known = explain::Known {
+            routes: Routes { desired: &self.desired, tables: &self.publisher.snapshot(), cluster: self.cluster_name() },
+            flows: &self.flows,
+            now: self.workers.now(),
+            is_up: &|peer| self.is_up(peer),
+        };
+        let explained = explain::explain(known, question);
+        explained.map_err(|error| refusal(code::INVALID_CONFIGURATION, error.to_string(), ""))
+    }
+
+    /// What the nodes agree by, as a source of routes.
+    fn cluster_name(&self) -> &'static str {
+        match self.config.store.kind {
+            StoreKind::Embedded => "config",
+            StoreKind::Etcd => "store",
+        }
+    }
+
     pub(super) fn route(&mut self, address: IpAddr) -> Result<Route, Refusal> {
         let route = self.with_routes(|routes| routes.get(address));
         route.ok_or_else(|| refusal(code::IO_FAILURE, format!("no route to {address}"), ""))
@@ -32,10 +78,7 @@ impl Daemon {
 
     /// Lets `look` see the routes.
     pub(super) fn with_routes<T>(&mut self, look: impl FnOnce(Routes<'_>) -> T) -> T {
-        let cluster = match self.config.store.kind {
-            StoreKind::Embedded => "config",
-            StoreKind::Etcd => "store",
-        };
+        let cluster = self.cluster_name();
         self.publish();
         look(Routes { desired: &self.desired, tables: &self.publisher.snapshot(), cluster })
     }

@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 
 use super::cluster_verbs::Question;
 use super::{Daemon, Deferred};
+use crate::api::explain;
 use crate::cni::{Call, Message};
 
 /// Whom to tell that something is done.
@@ -49,6 +50,11 @@ impl Daemon {
             Request::StoreEntries { after, limit } => self.entries(connection, after, limit, done),
             Request::StoreAccept => done.answer(Ok(serde_json::json!({ "accepted": self.accept() }))),
             Request::Services { after, limit } => done.answer(self.services_after(after.as_deref(), limit)),
+            Request::Flows { after, limit, pod } => done.answer(self.flows_after(after, limit, pod.as_deref())),
+            Request::Explain { source, destination, protocol, port, source_port } => {
+                let question = explain::Question { source, destination, protocol, port, source_port };
+                done.answer(self.explain(&question));
+            }
             Request::Drops { after } => done.answer(Ok(self.drops(after))),
         }
     }
