@@ -144,7 +144,8 @@ impl Services {
             frontends: self.claims.frontends().clone(),
             addresses: self.claims.frontends().keys().map(|frontend| frontend.address).collect(),
             cidrs: self.cidrs().to_vec(),
-            epoch,
+            // 0 is of connections that are no service's.
+            epoch: epoch.max(1),
             reset: self.settings.reset,
         }
     }
