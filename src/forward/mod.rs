@@ -84,7 +84,8 @@ pub fn forward(
             {
                 return Ok(verdict);
             }
-            rewrite::rewrite(packet, &header, path, ingress, change.as_ref())
+            let hop = rewrite::is_hop(path, change.as_ref(), &context);
+            rewrite::rewrite(packet, &header, path, ingress, hop, change.as_ref())
         }
         Adjacency::Gateway => neighbor::ping(packet, &header, &port.kind).map(|()| Verdict::Answer),
         Adjacency::Drop(reason) => Err(*reason),

@@ -2,7 +2,7 @@
 
 use super::Verdict;
 use super::readdress::readdress;
-use super::translate::Change;
+use super::translate::{Change, Context};
 use crate::drop_reason::DropReason;
 use crate::gso;
 use crate::packet::Packet;
@@ -12,17 +12,16 @@ use crate::wire::{checksum, outer};
 
 /// Checks TTL (RFC 1812 §5.3.1) and MTU, then counts the hop and puts the next hop's header in front.
 ///
-/// Host and data plane are one hop. What the host sends it has sent itself, or counted when it forwarded it; what it gets
-/// it forwards, and counts, or keeps: of what is for a router itself the TTL means nothing.
+/// What counts a hop, [`is_hop`] says.
 #[inline]
 pub(super) fn rewrite(
     packet: &mut Packet,
     header: &Header,
     path: &Path,
     ingress: PortId,
+    hop: bool,
     change: Option<&Change>,
 ) -> Result<Verdict, DropReason> {
-    let hop = ingress != PortId::HOST && path.port != PortId::HOST;
     if hop && header.ttl <= 1 {
         return Err(DropReason::TtlExpired);
     }
@@ -40,6 +39,22 @@ pub(super) fn rewrite(
     }
     encapsulate(packet, header, &path.rewrite);
     Ok(if fits { Verdict::Send(path.port) } else { Verdict::Fragment { port: path.port, mtu: path.mtu } })
+}
+
+/// Whether the packet's TTL counts here.
+///
+/// Host and data plane are one hop. What the host sends it has sent itself, or counted when it forwarded it; what it gets
+/// it forwards, and counts, or keeps: of what is for a router itself the TTL means nothing. Only what programs take past the
+/// host's stack, from the world outside or to it, nobody else counts.
+#[inline]
+pub(super) fn is_hop(path: &Path, change: Option<&Change>, context: &Context<'_>) -> bool {
+    let Context { header, ingress, tables, .. } = *context;
+    let is_own = |address| tables.is_host(address) || tables.is_router(address);
+    match change {
+        Some(change) if path.port == PortId::HOST => !is_own(change.apply(header).destination),
+        Some(_) if ingress == PortId::HOST => !is_own(header.source),
+        _ => ingress != PortId::HOST && path.port != PortId::HOST,
+    }
 }
 
 /// Replaces whatever is in front of the IP packet by the header of the next hop.

@@ -211,6 +211,21 @@ fn what_leaves_the_pools_has_the_nodes_address() {
     assert_eq!(carry(stranger, &tables, &flows, 0), Err(DropReason::NoConnection));
 }
 
+/// What programs take past the host's stack nobody else counts.
+#[test]
+fn a_hop_is_counted_once() {
+    let tables = node(&[("172.31.0.1", 80, service(Kind::NodePort, &[("10.244.0.6", 80)]))]);
+    let flows = flows();
+    let ttl = |(mut packet, ingress): (Packet, PortId)| {
+        forward(&mut packet, ingress, &tables, &flows, Duration::ZERO).expect("sent");
+        packet.network()[8]
+    };
+    assert_eq!(ttl(from_pod(WEB, &segment(("10.244.0.5", 9), (OUTSIDE, 80), SYN))), 63, "to the world");
+    assert_eq!(ttl(from_host(&segment((OUTSIDE, 9), ("172.31.0.1", 80), SYN))), 63, "from the world");
+    assert_eq!(ttl(from_host(&segment(("127.0.0.1", 9), ("172.31.0.1", 80), SYN))), 64, "from the host itself");
+    assert_eq!(ttl(from_pod(WEB, &segment(("10.244.0.5", 9), ("172.31.0.1", 81), SYN))), 64, "to the host itself");
+}
+
 #[test]
 fn what_stays_in_the_pools_or_on_the_node_is_left_alone() {
     let (tables, flows) = (node(&[]), flows());
