@@ -13,6 +13,7 @@ mod protocol;
 mod rate;
 mod round_trip;
 mod serve;
+mod spray;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -58,6 +59,8 @@ enum Verb {
     },
     /// Datagrams at a steady rate; the server tells how many came.
     Udp(datagrams::Options),
+    /// Many flows of UDP, a datagram each; the server tells how many came.
+    Spray(spray::Options),
     /// TCP in one direction; the server tells what came in each 100 ms.
     Tcp(bulk::Options),
     /// Two TAPs and a loop between them, as one would first write it: one queue, no offloads.
@@ -106,6 +109,7 @@ fn main() -> Result<()> {
         Verb::RoundTrip { to, size } => serde_json::to_string(&round_trip::run(&to, size as usize)?),
         Verb::Connect { to, threads } => serde_json::to_string(&connect::run(&to, threads)?),
         Verb::Udp(options) => serde_json::to_string(&datagrams::run(&options)?),
+        Verb::Spray(options) => serde_json::to_string(&spray::run(&options)?),
         Verb::Tcp(options) => serde_json::to_string(&bulk::run(&options)?),
     };
     println!("{}", report?);
