@@ -157,7 +157,7 @@ mod tests {
                 worst = worst.max(off);
             }
         }
-        println!("10,000 consecutive ports over 5 backends: at most {:.2} % off even", worst * 100.0);
+        eprintln!("10,000 consecutive ports over 5 backends: at most {:.2} % off even", worst * 100.0);
         assert!(worst <= 0.03, "{worst}");
     }
 
@@ -176,7 +176,7 @@ mod tests {
                     before.iter().zip(&after).filter(|(before, after)| before != after && **before != gone).count();
                 worst = worst.max(moved as f64 / size as f64);
             }
-            println!("{count} backends, one less: {:.2} % of all entries moved beyond its share", worst * 100.0);
+            eprintln!("{count} backends, one less: {:.2} % of all entries moved beyond its share", worst * 100.0);
             assert!(worst <= 0.06, "{count}: {worst}");
         }
     }

@@ -84,7 +84,7 @@ fn files_are_watched() {
     put(&web, &SERVICE.replace("nodeName: node-1", "conditions: {ready: false}"));
     eventually("an endpoint is no more", || rows(&node).contains(&cluster(1, 0)));
     put(&web, &SERVICE.replace("port: 8080", "port: eighty"));
-    eventually("a bad file is told of", || problems(&node).contains("web.yaml:16: ports[0].port: "));
+    eventually("a bad file is told of", || problems(&node).contains("web.yaml:15: ports[0].port: "));
     assert!(rows(&node).contains(&cluster(1, 0)), "what it said stays");
     assert!(node.status().ready, "nothing else is wrong");
 

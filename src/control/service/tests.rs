@@ -486,7 +486,7 @@ fn one_endpoint_of_a_hundred_thousand_touches_one_service() {
     assert!(services.replace(&"5000".into(), objects));
     let after = services.table(1);
     let updated = start.elapsed();
-    println!("10,000 services: compiled {compiled:?}, table {cloned:?}, one endpoint {updated:?}");
+    eprintln!("10,000 services: compiled {compiled:?}, table {cloned:?}, one endpoint {updated:?}");
     assert_eq!((table.frontends.len(), after.frontends.len()), (10_000, 10_000));
     let same = after.frontends.iter().filter(|(frontend, service)| Arc::ptr_eq(&table.frontends[*frontend], service));
     assert_eq!(same.count(), 9_999);
@@ -499,10 +499,10 @@ fn one_endpoint_of_a_hundred_thousand_touches_one_service() {
     );
     let start = Instant::now();
     assert!(services.replace(&"f.yaml".into(), changed));
-    println!("one endpoint of a file with all: {:?}", start.elapsed());
+    eprintln!("one endpoint of a file with all: {:?}", start.elapsed());
     let start = Instant::now();
     assert_eq!(services.rows(None).count(), 10_000);
-    println!("all rows: {:?}; problems: {:?}", start.elapsed(), {
+    eprintln!("all rows: {:?}; problems: {:?}", start.elapsed(), {
         services.problems();
         start.elapsed()
     });

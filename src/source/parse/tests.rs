@@ -85,7 +85,6 @@ fn errors_have_line_and_key() {
         (&format!("{slice}---\n{slice}"), "f.yaml: EndpointSlice default/a is in it twice"),
     ] {
         let refused = parsed(text).expect_err(text);
-        println!("{refused}");
         assert!(refused.contains(error), "{text}\n{refused}\n{error}");
     }
 }
