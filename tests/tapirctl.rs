@@ -13,8 +13,8 @@ use std::thread;
 
 use serde_json::{Value, json};
 use tapir::api::types::{
-    Assignment, Block, Check, Drop as Dropped, Drops, Endpoint, Entries, Fix, FlowCount, Ipam, Nat, Peer, PeerCount,
-    Pool, Route, Service, Services, Status, Store, StoreEntry, Tunnel, Violation,
+    Assignment, Block, Check, Drop as Dropped, Drops, Endpoint, Entries, Explanation, Fix, Flow, FlowCount, Flows,
+    Ipam, Nat, Peer, PeerCount, Pool, Route, Service, Services, Status, Step, Store, StoreEntry, Tunnel, Violation,
 };
 use tapir::ctl;
 use tapir_cni::protocol::{Bandwidth, HostPort, Refusal, Reply, Request, read_message, write_message};
@@ -84,6 +84,8 @@ fn fixture(request: &Request) -> Value {
         Request::IpamCheck { .. } => serde_json::to_value(Check::default()),
         Request::NodeDelete { name } => Ok(json!({ "deleted": name })),
         Request::StoreEntries { after, .. } => serde_json::to_value(entries(after.as_deref())),
+        Request::Flows { after, .. } => serde_json::to_value(flows(*after)),
+        Request::Explain { .. } => serde_json::to_value(explanation()),
         Request::StoreAccept => Ok(json!({ "accepted": 3 })),
         Request::Services { after, .. } => serde_json::to_value(services(after.as_deref())),
         Request::Drops { after } => serde_json::to_value(drops(*after)),
@@ -152,6 +154,55 @@ fn status() -> Status {
         store: Store { kind: "embedded".into(), age_s: 42, reachable: true },
         peers: PeerCount { up: 1, down: 0 },
         endpoints: 2,
+    }
+}
+
+/// Three connections, one a part, and a part without.
+fn flows(after: u64) -> Flows {
+    let web = Flow {
+        protocol: "tcp".into(),
+        state: "established".into(),
+        source: "10.244.0.5:40000".into(),
+        destination: "10.96.0.10:80".into(),
+        translated_source: "10.244.0.5:40000".into(),
+        translated_destination: "10.244.1.7:8080".into(),
+        pod: "default/web-6d4cf56db6-x2x7k".into(),
+        service: "default/web:http".into(),
+        kind: "ClusterIP".into(),
+        expires_s: 432_000,
+    };
+    let dns = Flow {
+        protocol: "udp".into(),
+        state: "unreplied".into(),
+        destination: "198.51.100.7:53".into(),
+        translated_source: "172.31.0.1:61007".into(),
+        translated_destination: "198.51.100.7:53".into(),
+        service: String::new(),
+        kind: "NAT".into(),
+        expires_s: 29,
+        ..web.clone()
+    };
+    let host = Flow { source: "10.244.0.1:50000".into(), pod: "host".into(), ..web.clone() };
+    let parts = [vec![web], vec![], vec![dns], vec![host]];
+    let next = (after < 3).then_some(after + 1);
+    Flows { flows: parts[after as usize].clone(), next }
+}
+
+fn explanation() -> Explanation {
+    let step = |step: &str, text: &str| Step { step: step.into(), text: text.into(), stops: false };
+    Explanation {
+        protocol: "tcp".into(),
+        source: "10.244.0.5:40000".into(),
+        destination: "10.96.0.10:80".into(),
+        translated_source: "10.244.0.5".into(),
+        translated_destination: "10.244.1.7:8080".into(),
+        steps: vec![
+            step("ingress", "10.244.0.5 is pod default/web-6d4cf56db6-x2x7k of this node"),
+            step("service", "default/web:http (ClusterIP), 2 endpoints; source port 40000 gets 10.244.1.7:8080"),
+        ],
+        verdict: "forwarded".into(),
+        reason: String::new(),
+        hint: String::new(),
     }
 }
 
@@ -344,7 +395,9 @@ fn golden(file: &str, found: &str) {
     assert_eq!(found, expected, "{file} differs from what is expected");
 }
 
-const VERBS: [(&str, &[&str]); 15] = [
+const VERBS: [(&str, &[&str]); 17] = [
+    ("flows", &["flows"]),
+    ("explain", &["explain", "default/web-6d4cf56db6-x2x7k", "default/web"]),
     ("status", &["status"]),
     ("endpoints", &["endpoints"]),
     ("routes", &["routes"]),
@@ -417,6 +470,13 @@ fn json_keeps_the_keys_that_others_parse() {
     has(&ipam["blocks"][0], &["cidr", "node", "used"]);
     has(&ipam["assignments"][0], &["address", "container_id", "interface"]);
     has(&ipam["blocks"][0], &["state", "offered", "lent"]);
+    let flow = ["protocol", "state", "source", "destination", "translated_source", "translated_destination", "pod"];
+    has(&json(&["flows"])[0], &flow);
+    has(&json(&["flows"])[0], &["service", "kind", "expires_s"]);
+    has(&status["flows"], &["connections", "limit"]);
+    let explanation = json(&["explain", "host", "10.96.0.10"]);
+    has(&explanation, &["source", "destination", "translated_source", "translated_destination", "verdict", "reason"]);
+    has(&explanation["steps"][0], &["step", "text", "stops"]);
     let node = ["name", "address", "subnet", "transport", "version", "state", "blocks", "used", "labels"];
     has(&json(&["nodes"])[0], &node);
     let service = [
@@ -451,10 +511,48 @@ fn arguments_reach_the_daemon() {
         (vec!["ipam", "check", "--fix"], Request::IpamCheck { fix: true }),
         (vec!["nodes", "delete", "b"], Request::NodeDelete { name: "b".into() }),
         (vec!["store", "accept"], Request::StoreAccept),
+        (
+            vec!["explain", "a/b", "c/d", "--proto", "udp", "--port", "53", "--sport", "9"],
+            Request::Explain {
+                source: "a/b".into(),
+                destination: "c/d".into(),
+                protocol: Some("udp".into()),
+                port: Some(53),
+                source_port: Some(9),
+            },
+        ),
+        (
+            vec!["flows", "--pod", "a/b", "--limit", "1"],
+            Request::Flows { after: 0, limit: 500, pod: Some("a/b".into()) },
+        ),
     ] {
         assert_eq!(daemon.run(&args).status, 0, "{args:?}");
         assert_eq!(daemon.requests.try_recv().expect("a request"), request);
     }
+}
+
+#[test]
+fn what_is_too_much_is_cut_and_said() {
+    let daemon = FakeDaemon::with_fixtures();
+    let lines = |args: &[&str]| {
+        let outcome = daemon.run(args);
+        (outcome.stdout.lines().count() - 1, outcome.stderr)
+    };
+    assert_eq!(lines(&["flows"]), (3, String::new()));
+    let (shown, warning) = lines(&["flows", "--limit", "2"]);
+    assert_eq!(shown, 2);
+    assert!(warning.contains("more than 2: --limit"), "{warning}");
+}
+
+#[test]
+fn a_packet_that_would_be_dropped_sets_the_exit_status() {
+    let steps = vec![Step { step: "route".into(), text: "there is none; dropped: no_route".into(), stops: true }];
+    let (reason, hint) = ("no_route".into(), "Nobody has the destination.".into());
+    let dropped = Explanation { steps, verdict: "dropped".into(), reason, hint, ..explanation() };
+    let daemon = FakeDaemon::start(move |_| Some(Reply::Ok(serde_json::to_value(&dropped).expect("serialises"))));
+    let outcome = daemon.run(&["explain", "10.244.0.5", "10.244.9.9"]);
+    assert_eq!((outcome.status, outcome.stderr.as_str()), (1, ""));
+    golden("explain_dropped.txt", &outcome.stdout);
 }
 
 #[test]

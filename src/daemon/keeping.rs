@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::flow::{Flows, Kept, Limits, Owner, Subject, Timeouts};
 use crate::host::clock;
 use crate::store::flows::{self, FlowsError, Found};
-use crate::table::PortId;
+use crate::table::{Nat, PortId, Tables};
 
 /// What is wrong with writing them, among the problems.
 pub(super) const FLOWS: &str = "flows";
@@ -177,6 +177,41 @@ impl Daemon {
         }
         (self.keeping.restored, self.keeping.lost) = (restored, lost);
     }
+
+    /// Who translates sources, and to what, is known: connections that were restored and are translated otherwise are forgotten,
+    /// or they would go on without answers.
+    pub(super) fn forget_strays(&mut self) {
+        if self.keeping.restored == 0 {
+            return;
+        }
+        self.publish();
+        let tables = self.publisher.snapshot();
+        let now = self.workers.now();
+        let (mut from, mut forgotten) = (Some(0), 0);
+        while let Some(at) = from {
+            let (page, next) = self.flows.export(at, SLOTS, now);
+            for kept in page.iter().filter(|kept| !comes_back(kept, &tables)) {
+                self.flows.close(&kept.tuple, now);
+                forgotten += 1;
+            }
+            from = next;
+        }
+        if forgotten > 0 {
+            tracing::info!(forgotten, "connections whose sources are translated otherwise now begin anew");
+            self.keeping.restored = self.keeping.restored.saturating_sub(forgotten);
+            *self.keeping.lost.entry("source_changed").or_default() += forgotten;
+        }
+    }
+}
+
+/// Whether answers to what a connection's source becomes would be brought here.
+fn comes_back(kept: &Kept, tables: &Tables) -> bool {
+    let (address, port) = kept.to.source();
+    let is_ours = |nat: &Nat| nat.address(address.is_ipv6()) == Some(address) && nat.ports.contains(&port);
+    kept.tuple.subject() != Subject::Flow
+        || address == kept.tuple.source().0
+        || tables.is_router(address)
+        || tables.nat.as_deref().is_some_and(is_ours)
 }
 
 /// Takes one in; the error is why not.
@@ -215,6 +250,28 @@ mod tests {
             served: true,
             remaining: Duration::from_secs(60),
         }
+    }
+
+    #[test]
+    fn a_source_that_is_no_more_ours_is_a_stray() {
+        let mut tables = Tables { router_v4: Some([10, 244, 0, 1].into()), ..Tables::default() };
+        let becomes = |address: [u8; 4], port| {
+            let kept = kept(3, 1);
+            Kept { to: kept.to.with_source(address.into(), port), ..kept }
+        };
+        assert!(comes_back(&kept(3, 1), &tables) && comes_back(&becomes([10, 244, 0, 1], 9), &tables));
+        assert!(!comes_back(&becomes([172, 31, 0, 1], 61_000), &tables), "the host translates now");
+        tables.nat = Some(Arc::new(Nat {
+            sources: Vec::new(),
+            address_v4: Some([172, 31, 0, 1].into()),
+            address_v6: None,
+            ports: 61_000..=61_999,
+            taken: Vec::new(),
+            mapping: Default::default(),
+        }));
+        assert!(comes_back(&becomes([172, 31, 0, 1], 61_000), &tables));
+        assert!(!comes_back(&becomes([172, 31, 0, 1], 62_000), &tables), "not a reserved port");
+        assert!(!comes_back(&becomes([172, 31, 0, 9], 61_000), &tables), "not this node's address");
     }
 
     #[test]

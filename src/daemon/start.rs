@@ -384,6 +384,7 @@ impl Daemon {
         self.note("tapir0", problems);
         self.open_host(queues).map_err(|source| DaemonError::Port { port: "tapir0", source })?;
         self.open_nat()?;
+        self.forget_strays();
         let backend = backend.join().unwrap_or_else(|_| Err("the self-test died".into()));
         self.links.backend = backend.map_err(|message| DaemonError::Config {
             place: Place::find(&self.path, "underlay.backend"),

@@ -223,7 +223,10 @@ impl Told<'_> {
         let via = node.map_or(via, |peer| format!("node {} ({})", peer.name, peer.address));
         let by = if encapsulation.is_empty() { String::new() } else { format!(", {encapsulation}") };
         let told = if source.is_empty() { String::new() } else { format!(", from {source}") };
-        format!("{prefix} via {via}{by}{told}")
+        match self.tables().lookup(self.to.destination().0) {
+            Adjacency::Drop(_) => format!("{prefix}{told}, leads nowhere"),
+            Adjacency::Gateway | Adjacency::Forward(_) => format!("{prefix} via {via}{by}{told}"),
+        }
     }
 
     fn source(&self) -> Option<String> {

@@ -162,7 +162,10 @@ fn what_is_dropped_says_where_and_why() {
     let words = "service: default/local:x (ClusterIP), 1 endpoint, policy Local, 0 here; dropped: no_local_endpoint";
     assert_eq!(local[1..], [words, "dropped no_local_endpoint"]);
     let nobody = told("default/web-0", "10.244.9.9", "", 0);
-    assert_eq!(nobody[1..], ["route: 10.244.0.0/16 via no_route, from config; dropped: no_route", "dropped no_route"]);
+    assert_eq!(
+        nobody[1..],
+        ["route: 10.244.0.0/16, from config, leads nowhere; dropped: no_route", "dropped no_route"]
+    );
     let free = told("default/web-0", "10.96.0.99", "tcp", 80);
     assert_eq!(
         free[1],

@@ -17,7 +17,7 @@ pub struct FlowCount {
     /// How many this start has gone on with.
     #[serde(default)]
     pub restored: u64,
-    /// How many it has not, by why: `expired`, `pod_gone`, `refused`; `unreadable` counts files.
+    /// How many it has not, by why: `expired`, `pod_gone`, `refused`, `source_changed`; `unreadable` counts files.
     #[serde(default)]
     pub lost: BTreeMap<String, u64>,
 }
