@@ -57,7 +57,7 @@ impl Daemon {
             routes: Routes { desired: &self.desired, tables: &self.publisher.snapshot(), cluster: self.cluster_name() },
             flows: &self.flows,
             now: self.workers.now(),
-            is_up: &|peer| self.is_up(peer),
+            is_down: &|peer| self.prober.state(peer) == State::Down,
         };
         let explained = explain::explain(known, question);
         explained.map_err(|error| refusal(code::INVALID_CONFIGURATION, error.to_string(), ""))

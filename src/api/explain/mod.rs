@@ -69,8 +69,8 @@ pub struct Known<'a> {
     pub flows: &'a Flows,
     /// The time as those have it.
     pub now: Duration,
-    /// Whether a node answers.
-    pub is_up: &'a dyn Fn(Ipv4Addr) -> bool,
+    /// Whether a node is known not to answer.
+    pub is_down: &'a dyn Fn(Ipv4Addr) -> bool,
 }
 
 /// The packet that is asked about.
@@ -274,7 +274,7 @@ impl Told<'_> {
     fn towards(&self, node: Ipv4Addr, port: PortId) -> String {
         let name = self.known.routes.desired.peer(node).map_or("a node", |peer| &peer.name);
         let by = port.transport().map_or("", |transport| transport.name());
-        let state = if (self.known.is_up)(node) { "" } else { ", which does not answer: see tapirctl peers" };
+        let state = if (self.known.is_down)(node) { ", which does not answer: see tapirctl peers" } else { "" };
         format!("node {name} ({node}), {by}{state}")
     }
 

@@ -92,7 +92,7 @@ fn ask_with(flows: &Flows, question: &Question) -> Result<Explanation, Unexplain
     let desired = desired();
     let tables = tables(&desired);
     let routes = Routes { desired: &desired, tables: &tables, cluster: "config" };
-    explain(Known { routes, flows, now: NOW, is_up: &|_| true }, question)
+    explain(Known { routes, flows, now: NOW, is_down: &|_| false }, question)
 }
 
 fn flows() -> Flows {
