@@ -42,8 +42,7 @@ pub struct Options {
     precision: f64,
 }
 
-/// A rate above nothing.
-pub fn positive(text: &str) -> Result<f64, String> {
+fn positive(text: &str) -> Result<f64, String> {
     text.parse()
         .ok()
         .filter(|value: &f64| value.is_finite() && *value > 0.0)
@@ -93,7 +92,7 @@ fn trial(to: &To, size: usize, rate: f64) -> Result<Trial> {
 }
 
 /// A number that no other run of this server has.
-pub fn fresh_run() -> u64 {
+fn fresh_run() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     (now.as_nanos() as u64) ^ u64::from(std::process::id()).rotate_left(48)
 }

@@ -59,7 +59,13 @@ enum Verb {
     },
     /// Datagrams at a steady rate; the server tells how many came.
     Udp(datagrams::Options),
-    /// Many flows of UDP, a datagram each; the server tells how many came.
+    /// Answer `spray`, until killed.
+    Answer {
+        /// Where to listen.
+        #[arg(long, default_value = "[::]:5203")]
+        listen: SocketAddr,
+    },
+    /// Many flows of UDP, one question and answer each.
     Spray(spray::Options),
     /// TCP in one direction; the server tells what came in each 100 ms.
     Tcp(bulk::Options),
@@ -105,6 +111,7 @@ fn main() -> Result<()> {
     }
     let report = match arguments.verb {
         Verb::Serve { listen } => return serve::run(listen),
+        Verb::Answer { listen } => return spray::answer(listen),
         Verb::PlainForwarder(options) => return plain_forwarder::run(&options),
         Verb::RoundTrip { to, size } => serde_json::to_string(&round_trip::run(&to, size as usize)?),
         Verb::Connect { to, threads } => serde_json::to_string(&connect::run(&to, threads)?),

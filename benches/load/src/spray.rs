@@ -1,105 +1,159 @@
-//! Many flows of UDP, a datagram each.
+//! Many flows of UDP: a question and its answer each.
 
-use std::io::Write;
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::num::NonZeroU64;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use rustix::thread::set_current_timer_slack;
 use serde::Serialize;
 
-use crate::datagrams::{fresh_run, positive};
-use crate::protocol::{COUNT, connect, read_number};
+/// Ports that ask at a time: few enough that their datagrams fit into a device's queue.
+const WINDOW: usize = 64;
+/// After so long without an answer those that have none ask again; each time they wait twice as long.
+const PATIENCE: Duration = Duration::from_millis(10);
+/// How often they ask.
+const ATTEMPTS: u32 = 4;
+/// While there is no answer the sender sleeps about this long.
+const TICK: Duration = Duration::from_micros(100);
 
-/// While the sender is ahead it sleeps about this long.
-const TICK: Duration = Duration::from_micros(50);
-/// How long the server may take to tell its count; it waits until nothing comes any more.
-const LONGEST_ANSWER: Duration = Duration::from_secs(60);
-
-/// What to send.
+/// Whom to ask.
 #[derive(Args)]
 pub struct Options {
-    /// Addresses that lead to one server.
+    /// Addresses at which somebody answers.
     #[arg(required = true)]
     addresses: Vec<IpAddr>,
-    /// The server's port.
-    #[arg(long, default_value_t = 5202)]
+    /// Their port.
+    #[arg(long, default_value_t = 5203)]
     port: u16,
-    /// The first port to send from.
+    /// The first port to ask from.
     #[arg(long, default_value_t = 2_000)]
     first: u16,
-    /// From how many ports to send: each sends a datagram to each address.
+    /// From how many ports to ask: each asks each address.
     #[arg(long, default_value_t = 62_500, value_parser = clap::value_parser!(u16).range(1..))]
     ports: u16,
-    /// Datagrams per second.
-    #[arg(long, default_value_t = 100_000.0, value_parser = positive)]
-    rate: f64,
 }
 
-/// What arrived.
+/// Who answered.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// Datagrams sent, each the only one of its flow.
-    pub sent: u64,
-    /// How many of them the server got.
-    pub arrived: u64,
-    /// How long sending took.
+    /// Pairs of a port and an address.
+    pub flows: u64,
+    /// How many of them got an answer.
+    pub answered: u64,
+    /// How long it took.
     pub seconds: f64,
 }
 
-/// Sends one datagram from each port to each address.
+/// A port, and whom it still has no answer from.
+struct Asking {
+    socket: UdpSocket,
+    unanswered: Vec<SocketAddr>,
+}
+
+impl Asking {
+    fn new(port: u16, to: &[SocketAddr]) -> Result<Self> {
+        let any: SocketAddr = if to[0].is_ipv4() { ([0; 4], port).into() } else { ([0; 16], port).into() };
+        let socket = UdpSocket::bind(any).with_context(|| format!("ask from port {port}"))?;
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket, unanswered: to.to_vec() })
+    }
+
+    fn ask(&self) {
+        // What the kernel does not take is a question without an answer.
+        self.unanswered.iter().for_each(|to| drop(self.socket.send_to(b"?", to)));
+    }
+
+    /// Whether an answer came.
+    fn hear(&mut self) -> bool {
+        let before = self.unanswered.len();
+        while !self.unanswered.is_empty() {
+            match self.socket.recv_from(&mut [0; 8]) {
+                Ok((_, from)) => self.unanswered.retain(|to| *to != from),
+                Err(_) => break,
+            }
+        }
+        self.unanswered.len() < before
+    }
+}
+
+/// Asks each address from each port.
 ///
 /// # Errors
-/// When a port is taken or the server can't be reached.
+/// When a port is taken.
 pub fn run(options: &Options) -> Result<Report> {
-    set_current_timer_slack(NonZeroU64::new(1))?;
     let to: Vec<SocketAddr> = options.addresses.iter().map(|address| (*address, options.port).into()).collect();
-    let run = fresh_run();
-    let mut control = connect(to[0], COUNT).with_context(|| format!("connect to {}", to[0]))?;
     let begin = Instant::now();
-    let mut sent = 0_u64;
-    for port in options.first..=options.first.saturating_add(options.ports - 1) {
-        let any: SocketAddr = if to[0].is_ipv4() { ([0; 4], port).into() } else { ([0; 16], port).into() };
-        let socket = UdpSocket::bind(any).with_context(|| format!("send from port {port}"))?;
-        for to in &to {
-            // What the kernel does not take is a datagram that did not arrive.
-            let _ = socket.send_to(&run.to_be_bytes(), to);
-            sent += 1;
+    let mut unanswered = 0;
+    let ports: Vec<u16> = (options.first..).take(options.ports.into()).collect();
+    for ports in ports.chunks(WINDOW) {
+        let mut window = ports.iter().map(|port| Asking::new(*port, &to)).collect::<Result<Vec<_>>>()?;
+        for attempt in 0..ATTEMPTS {
+            window.iter().for_each(Asking::ask);
+            hear(&mut window, PATIENCE * 2_u32.pow(attempt));
+            window.retain(|asking| !asking.unanswered.is_empty());
         }
-        while sent as f64 > begin.elapsed().as_secs_f64() * options.rate {
+        unanswered += window.iter().map(|asking| asking.unanswered.len()).sum::<usize>();
+    }
+    let flows = ports.len() * to.len();
+    Ok(Report { flows: flows as u64, answered: (flows - unanswered) as u64, seconds: begin.elapsed().as_secs_f64() })
+}
+
+/// Takes answers until there are all, or none for so long.
+fn hear(window: &mut [Asking], patience: Duration) {
+    let mut last = Instant::now();
+    while last.elapsed() < patience && window.iter().any(|asking| !asking.unanswered.is_empty()) {
+        // All of them: `any` would stop at the first.
+        if window.iter_mut().filter_map(|asking| asking.hear().then_some(())).count() > 0 {
+            last = Instant::now();
+        } else {
             thread::sleep(TICK);
         }
     }
-    let seconds = begin.elapsed().as_secs_f64();
-    control.write_all(&run.to_be_bytes())?;
-    control.set_read_timeout(Some(LONGEST_ANSWER))?;
-    let arrived = read_number(&mut control).context("read the server's count")?;
-    Ok(Report { sent, arrived, seconds })
+}
+
+/// Answers each datagram with its like, until killed.
+///
+/// # Errors
+/// When `listen` can't be had.
+pub fn answer(listen: SocketAddr) -> Result<()> {
+    let socket = UdpSocket::bind(listen).with_context(|| format!("bind UDP {listen}"))?;
+    println!("listening on {}", socket.local_addr()?);
+    let mut buffer = [0; 64];
+    loop {
+        match socket.recv_from(&mut buffer) {
+            // Who can't be answered asks again.
+            Ok((length, from)) => drop(socket.send_to(&buffer[..length], from)),
+            // An ICMP error of an earlier answer.
+            Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::Interrupted) => {}
+            Err(error) => return Err(error).context("receive datagrams"),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn options(first: u16) -> Options {
-        let server = crate::serve::tests::start();
-        Options { addresses: vec![server.ip(); 2], port: server.port(), first, ports: 50, rate: 10_000.0 }
+    fn options(addresses: &[[u8; 4]], port: u16, first: u16) -> Options {
+        Options { addresses: addresses.iter().map(|address| (*address).into()).collect(), port, first, ports: 100 }
     }
 
     #[test]
-    fn each_port_sends_to_each_address() {
-        let report = run(&options(21_000)).expect("a run");
-        assert_eq!((report.sent, report.arrived), (100, 100));
-        assert!(report.seconds > 0.009, "{report:?}");
+    fn flows_are_told_by_whether_they_are_answered() {
+        thread::spawn(|| answer(([127, 0, 0, 1], 21_000).into()));
+        let answered = || run(&options(&[[127, 0, 0, 1]], 21_000, 21_100)).expect("a run").answered;
+        let started = (0..50).any(|_| answered() == 100);
+        assert!(started, "nobody answers");
+        let report = run(&options(&[[127, 0, 0, 1], [127, 0, 0, 2]], 21_000, 21_200)).expect("a run");
+        assert_eq!((report.flows, report.answered), (200, 100), "nobody is at 127.0.0.2: {report:?}");
     }
 
     #[test]
     fn a_port_that_is_taken_is_named() {
-        let _taken = UdpSocket::bind(("0.0.0.0", 21_110)).expect("a socket");
-        let error = run(&options(21_100)).expect_err("it is taken");
-        assert!(format!("{error:#}").contains("21110"), "{error:#}");
+        let _taken = UdpSocket::bind(("0.0.0.0", 21_310)).expect("a socket");
+        let error = run(&options(&[[127, 0, 0, 1]], 21_001, 21_300)).expect_err("it is taken");
+        assert!(format!("{error:#}").contains("21310"), "{error:#}");
     }
 }
