@@ -35,8 +35,8 @@ while True:
 
 def service(name: str, address: str, protocol: str, port: int) -> str:
     """A Service."""
-    return (f"apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: bench}}\nspec:\n  clusterIP: {address}\n"
-            f"  ports:\n  - {{name: main, protocol: {protocol}, port: {port}}}\n---\n")
+    return (f"apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: bench}}\nspec:\n"
+            f"  clusterIP: {address}\n  ports:\n  - {{name: main, protocol: {protocol}, port: {port}}}\n---\n")
 
 
 def endpoints(name: str, addresses: list[str], protocol: str, port: int) -> str:
@@ -44,7 +44,8 @@ def endpoints(name: str, addresses: list[str], protocol: str, port: int) -> str:
     head = (f"apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {name}-1\n  namespace: bench\n"
             f"  labels: {{kubernetes.io/service-name: {name}}}\naddressType: IPv4\nports:\n"
             f"- {{name: main, protocol: {protocol}, port: {port}}}\nendpoints:\n")
-    return head + "".join(f"- {{addresses: [{address}], conditions: {{ready: true}}}}\n" for address in addresses) + "---\n"
+    rows = (f"- {{addresses: [{address}], conditions: {{ready: true}}}}\n" for address in addresses)
+    return head + "".join(rows) + "---\n"
 
 
 def write(folder: Path) -> None:
@@ -91,7 +92,8 @@ def wait_for(port: int, patience: float = 60) -> float:
 
 def main() -> None:
     """Measures."""
-    folder, backend, netns, pid, changes = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
+    folder, backend, netns = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    pid, changes = int(sys.argv[4]), int(sys.argv[5])
     server = subprocess.Popen(["ip", "netns", "exec", netns, sys.executable, "-c", BACKEND], stdout=subprocess.PIPE)
     try:
         assert server.stdout and server.stdout.readline() == b"ready\n"

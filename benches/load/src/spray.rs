@@ -30,7 +30,7 @@ pub struct Options {
     /// The first port to ask from.
     #[arg(long, default_value_t = 2_000)]
     first: u16,
-    /// From how many ports to ask: each asks each address.
+    /// From how many ports to ask, up to 65535: each asks each address.
     #[arg(long, default_value_t = 62_500, value_parser = clap::value_parser!(u16).range(1..))]
     ports: u16,
 }
@@ -86,7 +86,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let to: Vec<SocketAddr> = options.addresses.iter().map(|address| (*address, options.port).into()).collect();
     let begin = Instant::now();
     let mut unanswered = 0;
-    let ports: Vec<u16> = (options.first..).take(options.ports.into()).collect();
+    let ports: Vec<u16> = (options.first..=u16::MAX).take(options.ports.into()).collect();
     for ports in ports.chunks(WINDOW) {
         let mut window = ports.iter().map(|port| Asking::new(*port, &to)).collect::<Result<Vec<_>>>()?;
         for attempt in 0..ATTEMPTS {
