@@ -6,6 +6,7 @@ Runs in a pod's network namespace: FOLDER BACKEND NETNS PID CHANGES. Prints shel
 from __future__ import annotations
 
 import os
+import random
 import select
 import shutil
 import socket
@@ -114,8 +115,8 @@ def main() -> None:
         polled, read = [], []
         for number in range(changes):
             port = 9002 - number % 2
-            # Not in step with the polling.
-            time.sleep(0.137)
+            # The last change ended with the polling: no step with it.
+            time.sleep(random.uniform(0.05, 1.05))
             begin = time.time()
             path = point(folder, backend, port)
             end = wait_for(port)
