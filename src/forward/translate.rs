@@ -106,12 +106,39 @@ fn find(packet: &Packet, context: &Context<'_>) -> Result<Option<Change>, DropRe
         return if stands { Err(DropReason::UntrackedFragment) } else { Ok(None) };
     }
     let frontend = frontend(&tuple);
-    let Some(service) = frontend.and_then(|frontend| tables.services.at(&frontend)) else { return refused() };
+    let Some(service) = frontend.and_then(|frontend| tables.services.at(&frontend)) else {
+        refused()?;
+        return keep_apart(tuple, event, context);
+    };
     if context.ingress.is_tunnel() && !tables.is_router(header.destination) {
         return Ok(None);
     }
     let to = begin(tuple, service, context)?;
     remember_fragments(packet, context, &to);
+    Ok(Some(Change { from: tuple, to, related: None }))
+}
+
+/// A connection that nobody translates, but whose answers look like those of one to a service: from the same port, straight to
+/// the backend that the service gave. It gets another port, unless that one is over. Of TCP the first packet tells.
+fn keep_apart(tuple: Tuple, event: Event, context: &Context<'_>) -> Result<Option<Change>, DropReason> {
+    let Context { header, tables, flows, now, .. } = *context;
+    let begins = event == Event::Begin || tuple.protocol() == protocol::UDP;
+    if !begins || context.ingress.is_tunnel() || flows.is_empty() {
+        return Ok(None);
+    }
+    let Some(entry) = flows.peek(&tuple.reverse(), now).filter(|entry| entry.role == Role::Reply) else {
+        return Ok(None);
+    };
+    // Beyond the pools it gets another source in any case.
+    let nat = tables.nat.as_deref();
+    if nat.is_some_and(|nat| leaves(nat, header.source, header.destination, tables)) {
+        return Ok(None);
+    }
+    if entry.state.is_closed() {
+        flows.close(&tuple.reverse(), now);
+        return Ok(None);
+    }
+    let to = translate_source(tuple, tuple, header.source, 0, context)?;
     Ok(Some(Change { from: tuple, to, related: None }))
 }
 

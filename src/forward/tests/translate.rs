@@ -543,6 +543,34 @@ fn no_service_leads_into_a_tunnel() {
     assert_eq!(carry(asked, &tables, &flows(), 0), Err(DropReason::TunnelFromPod));
 }
 
+/// A client's port may serve a connection to a service and one straight to its backend: their answers are told apart.
+#[test]
+fn a_straight_connection_to_a_backend_is_no_services() {
+    let tables = node(&[(VIP, 80, service(Kind::ClusterIp, &[("10.244.1.7", 8080)]))]);
+    for tcp in [true, false] {
+        let flows = flows();
+        let packet = |a: (&str, u16), b: (&str, u16), flags| if tcp { segment(a, b, flags) } else { datagram(a, b) };
+        let client = ("10.244.0.5", 9);
+        let by_service = from_pod(WEB, &packet(client, (VIP, 80), SYN));
+        carry(by_service, &tables, &flows, 0).expect("sent");
+        let straight = from_pod(WEB, &packet(client, ("10.244.1.7", 8080), SYN));
+        let (_, source, _) = carry(straight, &tables, &flows, 0).expect("sent");
+        assert_eq!(source.0, client.0);
+        assert_ne!(source.1, client.1);
+        let answer = from_node(&packet(("10.244.1.7", 8080), (&source.0, source.1), SYN | ACK));
+        assert_eq!(carry(answer, &tables, &flows, 0), sent(WEB, ("10.244.1.7", 8080), client));
+        let answer = from_node(&packet(("10.244.1.7", 8080), client, SYN | ACK));
+        assert_eq!(carry(answer, &tables, &flows, 0), sent(WEB, (VIP, 80), client));
+    }
+    let flows = flows();
+    carry(from_pod(WEB, &segment(("10.244.0.5", 9), (VIP, 80), SYN)), &tables, &flows, 0).expect("sent");
+    carry(from_pod(WEB, &segment(("10.244.0.5", 9), (VIP, 80), 4)), &tables, &flows, 0).expect("sent");
+    let straight = from_pod(WEB, &segment(("10.244.0.5", 9), ("10.244.1.7", 8080), SYN));
+    let there = sent(PortId::TUNNEL, ("10.244.0.5", 9), ("10.244.1.7", 8080));
+    assert_eq!(carry(straight, &tables, &flows, 0), there, "of one that is over nothing is left");
+    assert!(flows.is_empty());
+}
+
 #[test]
 fn a_reused_port_is_another_connection() {
     let backends = [("10.244.0.6", 80), ("10.244.1.7", 80)];

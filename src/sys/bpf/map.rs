@@ -24,7 +24,7 @@ const NO_PREALLOC: u32 = 1;
 pub struct Map<const K: usize, const V: usize>(OwnedFd);
 
 impl<const K: usize, const V: usize> Map<K, V> {
-    /// A new one for up to `entries`, with a name as [`load`] takes it.
+    /// A new one for up to `entries`, with a name as [`super::load`] takes it.
     ///
     /// # Errors
     /// `EPERM` without CAP_BPF, `ENOMEM`.
