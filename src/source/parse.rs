@@ -1,7 +1,7 @@
 //! From YAML, which JSON is a part of, to objects.
 //!
-//! A file has documents, and a document an object or a list of objects. Each is read twice: for the kind of what is in it,
-//! and as what it then is. Errors have line and key that way, which they would not have of a value that was read first.
+//! A file has documents, and a document an object or a list of objects. Where it is not plain to see what kind is in one, it
+//! is read twice: for that, and as what it then is. Errors have line and key that way, which they would not have of a value that was read first.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -180,7 +180,10 @@ pub fn parse(text: &str, path: &Path) -> Result<Vec<Object>, SourceError> {
         if number >= MAX_DOCUMENTS {
             return Err(at(Some(first), String::new(), format!("there are more than {MAX_DOCUMENTS} documents")));
         }
-        read(document, &objects).map_err(|(line, key, message)| at(Some(line + first - 1), key, message))?;
+        read(document, &objects).map_err(|(line, key, message)| {
+            // JSON that is no object has no line any more, but a key.
+            at((line > 0).then(|| line + first - 1), key, message)
+        })?;
     }
     let objects = objects.into_inner();
     let mut seen = BTreeSet::new();
@@ -190,28 +193,71 @@ pub fn parse(text: &str, path: &Path) -> Result<Vec<Object>, SourceError> {
     Ok(objects)
 }
 
-/// Takes the objects of one document. The error has its line in the document, from 1, and the key.
-fn read(document: &str, objects: &RefCell<Vec<Object>>) -> Result<(), (u64, String, String)> {
+/// What is wrong, with its line in the document, from 1 or 0 where it is not known, and the key.
+type Refused = (u64, String, String);
+
+/// Takes the objects of one document.
+fn read(document: &str, objects: &RefCell<Vec<Object>>) -> Result<(), Refused> {
+    if document.trim_start().starts_with('{')
+        && let Some(result) = read_json(document, objects)
+    {
+        return result;
+    }
     let line_of = |error: &serde_saphyr::Error| error.location().map_or(1, |location| location.line());
-    let header: Result<Option<Header>, _> = serde_saphyr::from_str_with_options(document, options());
+    let header = match plain_header(document) {
+        Some(header) => Ok(Some(header)),
+        None => serde_saphyr::from_str_with_options::<Option<Header>>(document, options()),
+    };
     let header = header.map_err(|error| (line_of(&error), String::new(), words(&error)))?;
     let Some(header) = header else { return Ok(()) };
     let shape = header.shape(None);
+    if matches!(shape, Shape::Other) {
+        return Ok(());
+    }
     let invalid = RefCell::new(None);
     let taken = Taken { shape: &shape, objects, invalid: &invalid };
     let mut track = serde_path_to_error::Track::new();
     let result = serde_saphyr::with_deserializer_from_str_with_options(document, options(), |deserializer| {
         taken.deserialize(serde_path_to_error::Deserializer::new(deserializer, &mut track))
     });
-    result.map_err(|error| {
-        let within = invalid.take();
-        let message = within.as_ref().map_or_else(|| words(&error), |invalid| invalid.message.clone());
-        let path = track.path().to_string();
-        let path = if path == "." { String::new() } else { path };
-        let keys = [path, within.map(|invalid| invalid.key).unwrap_or_default()];
-        let keys: Vec<String> = keys.into_iter().filter(|key| !key.is_empty()).collect();
-        (line_of(&error), keys.join("."), message)
-    })
+    result.map_err(|error| refused(line_of(&error), track, invalid.take(), words(&error)))
+}
+
+/// The same of JSON, which is read many times faster as what it is; none: it is something else.
+fn read_json(document: &str, objects: &RefCell<Vec<Object>>) -> Option<Result<(), Refused>> {
+    let header: Header = serde_json::from_str(document).ok()?;
+    let shape = header.shape(None);
+    let invalid = RefCell::new(None);
+    let taken = Taken { shape: &shape, objects, invalid: &invalid };
+    let mut track = serde_path_to_error::Track::new();
+    let mut deserializer = serde_json::Deserializer::from_str(document);
+    let result = taken.deserialize(serde_path_to_error::Deserializer::new(&mut deserializer, &mut track));
+    Some(result.map_err(|error| {
+        let message = error.to_string();
+        let message = message.rsplit_once(" at line ").map_or(&*message, |(message, _)| message);
+        refused(error.line() as u64, track, invalid.take(), message.into())
+    }))
+}
+
+/// `invalid`: what is wrong with an object that can be read.
+fn refused(line: u64, track: serde_path_to_error::Track, invalid: Option<Invalid>, message: String) -> Refused {
+    let path = track.path().to_string();
+    let path = if path == "." { String::new() } else { path };
+    let (key, message) = invalid.map_or((String::new(), message), |invalid| (invalid.key, invalid.message));
+    let keys: Vec<String> = [path, key].into_iter().filter(|key| !key.is_empty()).collect();
+    (line, keys.join("."), message)
+}
+
+/// The header of a document that is a map in block style, whose keys begin lines; none: that takes a parser to tell.
+fn plain_header(document: &str) -> Option<Header> {
+    let value = |key: &str| {
+        let text = document.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(": "))?;
+        let text = text.trim();
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"./".contains(&byte);
+        (!text.is_empty() && text.bytes().all(is_plain)).then(|| text.to_owned())
+    };
+    let (kind, api_version) = (value("kind")?, value("apiVersion")?);
+    (!kind.ends_with("List")).then_some(Header { kind: Some(kind), api_version: Some(api_version), items: None })
 }
 
 /// The documents of a file, each with the number of its first line. No content of YAML begins a line with three dashes.

@@ -51,6 +51,9 @@ items: null
     assert_eq!(identities(&text.replace('\n', "\r\n")).len(), 5);
     let json = r#"{"kind": "Service", "metadata": {"name": "a", "labels": null}, "spec": {"ports": [{"port": 80}]}}"#;
     assert_eq!(identities(json), ["Service default/a"]);
+    assert_eq!(identities("{kind: Service, metadata: {name: a}} # no JSON"), ["Service default/a"]);
+    let list = r#"{"kind": "EndpointSliceList", "items": [{"metadata": {"name": "a"}, "addressType": "FQDN"}, {"kind": "Pod"}]}"#;
+    assert_eq!(identities(list), ["EndpointSlice default/a"]);
     assert_eq!(identities(""), [""; 0]);
     assert_eq!(identities("---\n---\n"), [""; 0]);
 }
@@ -82,6 +85,10 @@ fn errors_have_line_and_key() {
         ),
         (&format!("{slice}ports:\n- {{port: 70000}}\n"), "f.yaml:5: ports[0].port: "),
         ("kind: EndpointSlice\nmetadata: {name: a}\n", "addressType"),
+        ("{\"kind\": \"Service\",\n\"metadata\": {\"name\": 7}}", "f.yaml:2: metadata.name: "),
+        ("{\"kind\": \"Service\",\n\"metadata\": {\"name\": \"\"}}", "f.yaml: metadata.name: \"\" is no name"),
+        ("{\"kind\": \"Service\",\n\"metadata\": ", "f.yaml:2: "),
+        ("apiVersion: v1\nkind: Service\nmetadata: {name: a}\nkind: Service\n", "f.yaml:4: "),
         (&format!("{slice}---\n{slice}"), "f.yaml: EndpointSlice default/a is in it twice"),
     ] {
         let refused = parsed(text).expect_err(text);
