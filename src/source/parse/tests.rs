@@ -87,7 +87,7 @@ fn errors_have_line_and_key() {
         ("kind: EndpointSlice\nmetadata: {name: a}\n", "addressType"),
         ("{\"kind\": \"Service\",\n\"metadata\": {\"name\": 7}}", "f.yaml:2: metadata.name: "),
         ("{\"kind\": \"Service\",\n\"metadata\": {\"name\": \"\"}}", "f.yaml: metadata.name: \"\" is no name"),
-        ("{\"kind\": \"Service\",\n\"metadata\": ", "f.yaml:2: "),
+        ("{\"kind\": \"Service\",\n\"metadata\": ", "f.yaml:1: "),
         ("apiVersion: v1\nkind: Service\nmetadata: {name: a}\nkind: Service\n", "f.yaml:4: "),
         (&format!("{slice}---\n{slice}"), "f.yaml: EndpointSlice default/a is in it twice"),
     ] {
