@@ -40,7 +40,8 @@ fn a_restart_keeps_everything() {
         assert!(a.namespace.pings(of_b[0]) && a.namespace.pings(of_b[1]) && node.namespace.pings(of_a[0]));
         assert!(of_gone.iter().all(|address| node.ipam().cooling.contains(address)), "cooling goes on");
     }
-    assert_eq!(node.namespace.ip("route show proto 116").lines().count(), 1);
+    let routes = node.namespace.ip("route show proto 116");
+    assert_eq!(routes.lines().count(), 2, "to pods, and to services: {routes}");
 }
 
 #[test]
