@@ -69,7 +69,7 @@ fn from_pod(packet: &mut Packet, mac: Mac, addresses: &[IpAddr], mtu: u16) -> Re
 fn from_host(packet: &mut Packet, tables: &Tables) -> Result<Header, DropReason> {
     let header = parse(packet)?;
     // The host's own connections to its own ports stay on its loopback, unless they are for a pod.
-    if !(header.source.is_loopback() && tables.is_host(header.destination)) {
+    if !(header.source.is_loopback() && tables.is_host(header.source) && tables.is_host(header.destination)) {
         check_addresses(&header)?;
     }
     gso::validate(packet, &header)?;

@@ -219,6 +219,9 @@ fn remember_fragments(packet: &Packet, context: &Context<'_>, to: &Tuple) {
 /// A connection to a service begins: it gets a backend.
 fn begin(tuple: Tuple, service: &Service, context: &Context<'_>) -> Result<Tuple, DropReason> {
     let client = context.header.source;
+    if is_forged(service, context) {
+        return Err(DropReason::Martian);
+    }
     let is_outside = !service.source_ranges.is_empty()
         && !context.is_from_host()
         && !service.source_ranges.iter().any(|range| range.contains(&client));
@@ -237,6 +240,14 @@ fn begin(tuple: Tuple, service: &Service, context: &Context<'_>) -> Result<Tuple
             result => result.map_err(reason),
         },
     }
+}
+
+/// From outside, with a source that no packet to there has which comes through `tapir0`: a pod's of this node, or the node's own among
+/// the pods, which the host has only for cluster addresses. Programs bring what the host's own checks have not seen.
+fn is_forged(service: &Service, context: &Context<'_>) -> bool {
+    let Context { header, ingress, tables, .. } = *context;
+    let is_pods = || matches!(tables.lookup(header.source), Adjacency::Forward(path) if path.port >= PortId::FIRST_POD);
+    ingress == PortId::HOST && service.kind != Kind::ClusterIp && (tables.is_router(header.source) || is_pods())
 }
 
 /// Which backends there are for the client (facts of kube-proxy: the policy Local of what is reached from outside does not

@@ -107,8 +107,8 @@ impl Redirect {
         let claimed = claimed_map.keys()?.iter().map(Destination::of).collect();
         let own = own_map.keys()?.into_iter().collect();
         let link = link_header(underlay)?;
-        let from_underlay = arriving(&claimed_map, link, tapir0)?;
-        let from_lo = arriving(&claimed_map, ETHERNET, tapir0)?;
+        let from_underlay = arriving(&claimed_map, Some(&own_map), link, tapir0)?;
+        let from_lo = arriving(&claimed_map, None, ETHERNET, tapir0)?;
         let leaving = ebpf::load(&programs::leaving(&own_map, 0, underlay, lo), LEAVING, "leaving")?;
         // The way out first: what is brought in is answered.
         place(&left, &[(tapir0, leaving), (underlay, from_underlay), (lo, from_lo)])?;
@@ -124,8 +124,8 @@ impl Redirect {
         let map = Claimed::create(CLAIMED, 1).map_err(|error| ebpf::explained(&error, "make a map"))?;
         let address = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
         map.insert(&Destination { address, protocol: 17, port: 7 }.key(), &[0])?;
-        let program = arriving(&map, ETHERNET, device::LOOPBACK)?;
         let own = Own::create(OWN, 1)?;
+        let program = arriving(&map, Some(&own), ETHERNET, device::LOOPBACK)?;
         ebpf::load(&programs::leaving(&own, 0, device::LOOPBACK, device::LOOPBACK), LEAVING, "leaving")?;
         for (port, expected) in [(7, REDIRECTED), (8, TCX_NEXT as u32)] {
             let (returned, _) = bpf::try_out(&program, &datagram(port))?;
@@ -255,8 +255,9 @@ fn taken_over<const K: usize>(left: &[(u32, Attached)], name: &str, entries: u32
     Map::create(name, entries).map_err(|error| ebpf::explained(&error, "make a map"))
 }
 
-fn arriving(claimed: &Claimed, link: usize, tapir0: u32) -> io::Result<OwnedFd> {
-    ebpf::load(&programs::arriving(claimed, link, tapir0), ARRIVING, "arriving")
+/// From a wire, which nothing in `own` comes from, or from `lo`.
+fn arriving(claimed: &Claimed, own: Option<&Own>, link: usize, tapir0: u32) -> io::Result<OwnedFd> {
+    ebpf::load(&programs::arriving(claimed, own, link, tapir0), ARRIVING, "arriving")
 }
 
 /// The length of a device's link header.
@@ -367,7 +368,7 @@ mod tests {
                 map.insert(&claimed.key(), &[0]).expect("room");
             }
         }
-        let program = arriving(&map, ETHERNET, 1).expect("a program");
+        let program = arriving(&map, None, ETHERNET, 1).expect("a program");
         let came = |packet: &[u8]| bpf::try_out(&program, &framed(packet)).expect("runs").0;
         let next = TCX_NEXT as u32;
         for (node, far, message, reply, request, errors) in
@@ -413,13 +414,32 @@ mod tests {
     }
 
     #[test]
+    fn nothing_on_a_wire_comes_from_an_own_address() {
+        if skipped() {
+            return;
+        }
+        let claimed = Claimed::create(CLAIMED, 2).expect("a map");
+        let own = Own::create(OWN, 2).expect("a map");
+        for node in [NODE, NODE6] {
+            claimed.insert(&Destination { address: address(node), protocol: 6, port: 7 }.key(), &[0]).expect("room");
+            own.insert(&mapped(address(node)), &[programs::LEAVES]).expect("room");
+        }
+        let program = arriving(&claimed, Some(&own), ETHERNET, 1).expect("a program");
+        for (node, far) in [(NODE, FAR), (NODE6, FAR6)] {
+            let from = |source| framed(&packet(source, node, 0, 0, 6, &ports(9, 7)));
+            let came = |source| bpf::try_out(&program, &from(source)).expect("runs").0;
+            assert_eq!((came(far), came(node)), (REDIRECTED, TCX_NEXT as u32));
+        }
+    }
+
+    #[test]
     fn what_is_no_whole_packet_is_left_to_the_host() {
         if skipped() {
             return;
         }
         let map = Claimed::create(CLAIMED, 1).expect("a map");
         map.insert(&Destination { address: address(NODE), protocol: 6, port: 7 }.key(), &[0]).expect("room");
-        let program = arriving(&map, ETHERNET, 1).expect("a program");
+        let program = arriving(&map, None, ETHERNET, 1).expect("a program");
         let whole = framed(&packet(FAR, NODE, 0, 0, 6, &ports(9, 7)));
         for length in ETHERNET + 20..ETHERNET + 28 {
             let (returned, after) = bpf::try_out(&program, &whole[..length]).expect("runs");

@@ -410,13 +410,15 @@ fn policy_local_binds_who_comes_from_outside() {
 }
 
 #[test]
-fn source_ranges_bind_everybody_but_the_host() {
+fn source_ranges_bind_everybody_outside() {
     let ranges: Arc<[IpNet]> = ["198.51.100.0/28".parse().expect("a prefix")].into();
     let balancer = Service { source_ranges: ranges, ..service(Kind::LoadBalancer, &[("10.244.0.6", 80)]) };
     let (tables, flows) = (node(&[("203.0.113.5", 80, balancer)]), flows());
     let from = |client: &str| from_host(&segment((client, 1), ("203.0.113.5", 80), SYN));
     assert!(carry(from(OUTSIDE), &tables, &flows, 0).is_ok());
-    assert!(carry(from("10.244.0.1"), &tables, &flows, 0).is_ok());
+    for forged in ["10.244.0.1", "10.244.0.5"] {
+        assert_eq!(carry(from(forged), &tables, &flows, 0), Err(DropReason::Martian), "nobody outside has it");
+    }
     assert_eq!(carry(from("198.51.100.70"), &tables, &flows, 0), Err(DropReason::SourceRange));
 }
 

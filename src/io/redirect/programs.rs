@@ -30,6 +30,8 @@ const HEADER: i16 = -40;
 const PART: i16 = -48;
 const KEY: i16 = -72;
 const DESTINATION: i16 = -88;
+/// In the programs that have no use for [`DESTINATION`].
+const SOURCE: i16 = DESTINATION;
 /// A destination's protocol and port within its key.
 const KEY_PROTOCOL: i16 = 16;
 const KEY_PORT: i16 = 18;
@@ -124,8 +126,9 @@ impl Family {
 }
 
 /// Sends what is for a destination in `claimed` out through the device with index `to`; `link` is the length of the link
-/// header of the device that it is attached to.
-pub(super) fn arriving(claimed: impl AsFd, link: usize, to: u32) -> Vec<Instruction> {
+/// header of the device that it is attached to. Nobody on a wire has a source in `own`: such a packet is left to the host,
+/// which drops it.
+pub(super) fn arriving(claimed: impl AsFd, own: Option<&impl AsFd>, link: usize, to: u32) -> Vec<Instruction> {
     let mut lines = by_family();
     for family in [V4, V6] {
         lines.extend(arrived(family, link));
@@ -139,13 +142,12 @@ pub(super) fn arriving(claimed: impl AsFd, link: usize, to: u32) -> Vec<Instruct
         store(Half, STACK, KEY + KEY_PORT, R2),
     ]);
     lines.extend(look_up(claimed, KEY));
-    lines.extend([
-        jump(When::Equal, R0, Null, Label::Next),
-        compute(Move, R1, to as i32),
-        compute(Move, R2, 0),
-        call(function::REDIRECT),
-        exit(),
-    ]);
+    lines.extend([jump(When::Equal, R0, Null, Label::Next)]);
+    if let Some(own) = own {
+        lines.extend(look_up(own, SOURCE));
+        lines.push(jump(When::Different, R0, Null, Label::Next));
+    }
+    lines.extend([compute(Move, R1, to as i32), compute(Move, R2, 0), call(function::REDIRECT), exit()]);
     lines.extend(end(Label::Next, TCX_NEXT));
     assemble(&lines)
 }
@@ -261,6 +263,7 @@ fn arrived(family: Family, link: usize) -> Vec<Line<Label>> {
         V6 => vec![compute(Add, PLACE, family.length())],
     });
     lines.extend(copy_address(family, family.destination(), KEY));
+    lines.extend(copy_address(family, family.source(), SOURCE));
     lines.extend(by_protocol(family, Label::Transport(family)));
     lines
 }
