@@ -71,11 +71,15 @@ pub fn forward(
         Input::Answered => return Ok(Verdict::Answer),
     };
     let context = Context { header: &header, ingress, tables, flows, now };
-    let change = translate::arrive(packet, &context)?;
-    let destination = change.map_or(header.destination, |change| change.apply(&header).destination);
+    let change = if translate::is_idle(&context) { None } else { translate::arrive(packet, &context)? };
+    let destination = change.as_ref().map_or(header.destination, |change| change.apply(&header).destination);
     match tables.lookup(destination) {
         Adjacency::Forward(path) => {
-            let change = translate::leave(packet, path, change, &context)?;
+            let change = if change.is_none() && translate::is_outgoing(path, &context) {
+                translate::leave(packet, &context)?
+            } else {
+                change
+            };
             filter::filter(packet, change.as_ref(), &context, path)?;
             if change.is_none()
                 && path.port == PortId::HOST

@@ -13,6 +13,7 @@ const UDP_LITE: u8 = 136;
 
 /// Does to the packet what was decided. `mtu` is what gets through: TCP is told to send no more than fits
 /// (RFC 6691; what `TCPMSS --clamp-mss-to-pmtu` does).
+#[inline(never)]
 pub(super) fn readdress(packet: &mut Packet, header: &Header, change: &Change, mtu: u16) {
     let partial = packet.offload.partial.is_some();
     let network = packet.network_mut();

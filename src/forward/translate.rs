@@ -74,19 +74,19 @@ impl Context<'_> {
     }
 }
 
+/// Whether there is nothing that a packet could be translated by.
+#[inline]
+pub(super) fn is_idle(context: &Context<'_>) -> bool {
+    let services = &context.tables.services;
+    context.flows.is_empty() && services.frontends.is_empty() && !services.covers(context.header.destination)
+}
+
 /// Translates what is known, and what begins a connection to a service. None: the packet stays as it is.
 ///
 /// # Errors
 /// Why it goes no further.
-#[inline]
+#[inline(never)]
 pub(super) fn arrive(packet: &Packet, context: &Context<'_>) -> Result<Option<Change>, DropReason> {
-    if context.flows.is_empty() && context.tables.services.is_idle() {
-        return Ok(None);
-    }
-    find(packet, context)
-}
-
-fn find(packet: &Packet, context: &Context<'_>) -> Result<Option<Change>, DropReason> {
     let Context { header, tables, flows, now, .. } = *context;
     let refused = || if tables.services.covers(header.destination) { Err(DropReason::NoEndpoint) } else { Ok(None) };
     let Ok(Told { tuple, related }) = Tuple::of(header, packet.network()) else { return refused() };
@@ -317,20 +317,18 @@ fn leaves(nat: &Nat, source: IpAddr, destination: IpAddr, tables: &Tables) -> bo
         && nat.address(source.is_ipv6()).is_some()
 }
 
-/// After lookup: translates the source of what leaves the pools.
+/// Whether the packet goes from a pod to the host, which it may only pass.
+#[inline]
+pub(super) fn is_outgoing(path: &Path, context: &Context<'_>) -> bool {
+    path.port == PortId::HOST && context.is_from_pod() && context.tables.nat.is_some()
+}
+
+/// After lookup, of what goes from a pod to the host: translates the source of what leaves the pools.
 ///
 /// # Errors
 /// Why it goes no further.
-#[inline]
-pub(super) fn leave(
-    packet: &Packet,
-    path: &Path,
-    change: Option<Change>,
-    context: &Context<'_>,
-) -> Result<Option<Change>, DropReason> {
-    if path.port != PortId::HOST || change.is_some() || !context.is_from_pod() {
-        return Ok(change);
-    }
+#[inline(never)]
+pub(super) fn leave(packet: &Packet, context: &Context<'_>) -> Result<Option<Change>, DropReason> {
     let header = context.header;
     match context.tables.nat.as_deref() {
         Some(nat) if leaves(nat, header.source, header.destination, context.tables) => go_out(packet, nat, context),

@@ -98,12 +98,6 @@ impl Services {
         self.frontends.get(frontend)
     }
 
-    /// There are none, and nothing is for them.
-    #[inline]
-    pub fn is_idle(&self) -> bool {
-        self.frontends.is_empty() && self.cidrs.is_empty()
-    }
-
     /// Whether the address stands for others, at some port.
     pub fn stands(&self, address: IpAddr) -> bool {
         self.covers(address) || self.addresses.contains(&address)
