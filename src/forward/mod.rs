@@ -75,12 +75,12 @@ pub fn forward(
     let destination = change.as_ref().map_or(header.destination, |change| change.apply(&header).destination);
     match tables.lookup(destination) {
         Adjacency::Forward(path) => {
+            filter::filter(packet, change.as_ref(), &context, path)?;
             let change = if change.is_none() && translate::is_outgoing(path, &context) {
                 translate::leave(packet, &context)?
             } else {
                 change
             };
-            filter::filter(packet, change.as_ref(), &context, path)?;
             if change.is_none()
                 && path.port == PortId::HOST
                 && header.protocol == protocol::ICMP

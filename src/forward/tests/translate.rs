@@ -543,6 +543,13 @@ fn no_service_leads_into_a_tunnel() {
     let tables = node(&[(VIP, 80, service(Kind::ClusterIp, &[("172.31.0.2", outer::PORT)]))]);
     let asked = from_pod(WEB, &datagram(("10.244.0.5", 9), (VIP, 80)));
     assert_eq!(carry(asked, &tables, &flows(), 0), Err(DropReason::TunnelFromPod));
+    let flows = flows();
+    let straight = from_pod(WEB, &datagram(("10.244.0.5", 9), ("172.31.0.2", outer::PORT)));
+    assert_eq!(carry(straight, &tables, &flows, 0), Err(DropReason::TunnelFromPod));
+    let (mut inside, _) = from_pod(WEB, &ip4("10.244.0.5", "172.31.0.2", 4, &[0; 20]));
+    let result = forward(&mut inside, WEB, &tables, &flows, Duration::ZERO);
+    assert_eq!(result, Err(DropReason::TunnelFromPod));
+    assert!(flows.is_empty());
 }
 
 /// A client's port may serve a connection to a service and one straight to its backend: their answers are told apart.
