@@ -9,25 +9,21 @@
 //! Nothing here changes a byte: the last step does (`readdress`), once nothing can go wrong any more. So an ICMP error quotes
 //! the packet as its sender knows it.
 
+mod ports;
+
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::drop_reason::DropReason;
-use crate::flow::{Entry, Event, Flows, Owner, Refused, Role, SCTP, State, Subject, Told, Tuple};
+use crate::flow::{Entry, Event, Flows, Owner, Refused, Role, SCTP, Subject, Told, Tuple};
 use crate::packet::Packet;
 use crate::table::service::{Backend, Frontend, Kind, Service, connection_hash};
 use crate::table::{Adjacency, Choice, Mapping, Nat, Path, PortId, Tables};
 use crate::wire::header::{Fragment, Header, protocol};
+use ports::{map_source, open, reason, translate_source};
 
 /// How long the later fragments of a packet are waited for (`net.ipv4.ipfrag_time`).
 const FRAGMENTS: Duration = Duration::from_secs(30);
-/// How many ports are tried for a source, of those that the hash leads to. Of a range that is nine tenths full, one in a million
-/// searches ends without.
-const TRIES: u32 = 128;
-/// Ports for sources where no range is reserved.
-const PORTS: RangeInclusive<u16> = 61_000..=u16::MAX;
-
 /// What a packet becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Change {
@@ -365,90 +361,4 @@ fn is_reply(tuple: &Tuple) -> bool {
     let (from, to) = (tuple.source().1, tuple.destination().1);
     let request = if tuple.protocol() == protocol::ICMP { 8 } else { 128 };
     to != request && from == request
-}
-
-/// Opens a connection whose source becomes `address`, with a port that no other connection to the same destination has.
-fn translate_source(
-    original: Tuple,
-    to: Tuple,
-    address: IpAddr,
-    epoch: u32,
-    context: &Context<'_>,
-) -> Result<Tuple, DropReason> {
-    for port in candidates(&original, context) {
-        match open(original, to.with_source(address, port), epoch, context) {
-            Err(Refused::Taken) => {}
-            result => return result.map_err(reason),
-        }
-    }
-    Err(DropReason::NoPort)
-}
-
-/// The same, with the port that the source has towards everybody (RFC 4787 REQ-1).
-fn map_source(original: Tuple, address: IpAddr, nat: &Nat, context: &Context<'_>) -> Result<Tuple, DropReason> {
-    let Context { flows, now, .. } = *context;
-    let nobody = if address.is_ipv6() { IpAddr::from([0; 16]) } else { IpAddr::from([0; 4]) };
-    let lifetime = flows.timeouts().of(original.protocol(), State::ESTABLISHED);
-    let source = original.with_destination(nobody, 0).about(Subject::Mapping);
-    let mapped = |port| original.with_source(nobody, 0).with_destination(address, port).about(Subject::Mapped);
-    let attempt = |port| {
-        flows.claim(mapped(port), source, context.owner(), lifetime, now)?;
-        flows.note(source, original.with_source(address, port), context.owner(), lifetime, now)?;
-        open(original, original.with_source(address, port), 0, context)
-    };
-    if let Some(entry) = flows.peek(&source, now) {
-        let (known, port) = entry.to.source();
-        if known == address && nat.ports.contains(&port) {
-            return attempt(port)
-                .map_err(|refused| if refused == Refused::Taken { DropReason::NoPort } else { reason(refused) });
-        }
-    }
-    for port in candidates(&original.with_destination(nobody, 0), context) {
-        match attempt(port) {
-            Err(Refused::Taken) => {}
-            result => return result.map_err(reason),
-        }
-    }
-    Err(DropReason::NoPort)
-}
-
-/// Ports to try, in an order that nobody outside can guess and the same connection gets again.
-fn candidates(original: &Tuple, context: &Context<'_>) -> impl Iterator<Item = u16> {
-    let nat = context.tables.nat.as_deref();
-    let (first, last) = nat.map_or(PORTS, |nat| nat.ports.clone()).into_inner();
-    let taken = nat.map_or(&[][..], |nat| &nat.taken);
-    let hash = context.flows.guess(original);
-    let count = u32::from(last - first) + 1;
-    let start = (hash >> 32) as u32 % count;
-    // Prime to the count, so that it comes to all of them.
-    let step = (1 + hash as u32 % count..).find(|&step| is_prime_to(step, count)).unwrap_or(1);
-    let nth =
-        move |number: u32| first + ((u64::from(start) + u64::from(number) * u64::from(step)) % u64::from(count)) as u16;
-    (0..TRIES.min(count)).map(nth).filter(move |port| taken.binary_search(port).is_err())
-}
-
-const fn is_prime_to(a: u32, b: u32) -> bool {
-    let (mut a, mut b) = (a, b);
-    while b != 0 {
-        (a, b) = (b, a % b);
-    }
-    a == 1
-}
-
-/// Takes the connection in. When another worker was quicker with it, what that decided holds.
-fn open(original: Tuple, to: Tuple, epoch: u32, context: &Context<'_>) -> Result<Tuple, Refused> {
-    let Context { flows, now, .. } = *context;
-    match flows.open(original, to, context.owner(), State::default(), epoch, now) {
-        Ok(()) => Ok(to),
-        Err(Refused::Taken) => flows.peek(&original, now).map(|entry| entry.to).ok_or(Refused::Taken),
-        Err(refused) => Err(refused),
-    }
-}
-
-fn reason(refused: Refused) -> DropReason {
-    match refused {
-        Refused::OwnerFull => DropReason::FlowLimit,
-        Refused::Full | Refused::Collisions => DropReason::FlowTableFull,
-        Refused::Taken => DropReason::NoPort,
-    }
 }
