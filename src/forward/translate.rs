@@ -27,9 +27,7 @@ const FRAGMENTS: Duration = Duration::from_secs(30);
 /// What a packet becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Change {
-    /// What it is; of an ICMP error, what it quotes.
-    pub from: Tuple,
-    /// What that becomes.
+    /// What the packet becomes; of an ICMP error, what it quotes.
     pub to: Tuple,
     /// It is an ICMP error: its source, and its destination.
     pub related: Option<(IpAddr, IpAddr)>,
@@ -93,7 +91,7 @@ pub(super) fn arrive(packet: &Packet, context: &Context<'_>) -> Result<Option<Ch
     if let Some(entry) = flows.find(&tuple, event, now) {
         if let Some(entry) = still_valid(&tuple, entry, event, context)? {
             remember_fragments(packet, context, &entry.to);
-            return Ok(Some(Change { from: tuple, to: entry.to, related: None }));
+            return Ok(Some(Change { to: entry.to, related: None }));
         }
         flows.close(&tuple, now);
     }
@@ -111,7 +109,7 @@ pub(super) fn arrive(packet: &Packet, context: &Context<'_>) -> Result<Option<Ch
     }
     let to = begin(tuple, service, context)?;
     remember_fragments(packet, context, &to);
-    Ok(Some(Change { from: tuple, to, related: None }))
+    Ok(Some(Change { to, related: None }))
 }
 
 /// A connection that nobody translates, but whose answers look like those of one to a service: from the same port, straight to
@@ -135,7 +133,7 @@ fn keep_apart(tuple: Tuple, event: Event, context: &Context<'_>) -> Result<Optio
         return Ok(None);
     }
     let to = translate_source(tuple, tuple, header.source, 0, context)?;
-    Ok(Some(Change { from: tuple, to, related: None }))
+    Ok(Some(Change { to, related: None }))
 }
 
 /// What clients send to that a packet may be for.
@@ -181,7 +179,7 @@ fn relate(quoted: Tuple, context: &Context<'_>) -> Option<Change> {
     let to = entry.to.reverse();
     // Who was to get the packet has the address that its sender knows. Others on the way have their own.
     let from = if quoted.destination().0 == source { to.destination().0 } else { source };
-    Some(Change { from: quoted, to, related: Some((from, to.source().0)) })
+    Some(Change { to, related: Some((from, to.source().0)) })
 }
 
 /// As [`arrive`], of an ICMP error that this node has made.
@@ -353,7 +351,7 @@ fn go_out(packet: &Packet, nat: &Nat, context: &Context<'_>) -> Result<Option<Ch
         Mapping::EndpointIndependent => map_source(tuple, address, nat, context)?,
     };
     remember_fragments(packet, context, &to);
-    Ok(Some(Change { from: tuple, to, related: None }))
+    Ok(Some(Change { to, related: None }))
 }
 
 /// An ICMP reply has the type of its request for its source port.
