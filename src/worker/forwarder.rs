@@ -45,8 +45,8 @@ pub const QUANTUM: usize = 64 << 10;
 /// The most errors of the underlay that one visit looks at.
 const ERRORS: usize = 64;
 
-/// How many entries of connections a visit looks at, whether they are gone. The most that it can make is two a packet.
-const EXPIRE: usize = 2 * LIMIT;
+/// How many entries of connections are looked at for each packet, whether they are gone: as many as a connection has.
+const EXPIRE: usize = 2;
 
 /// One of the queues that a forwarder has of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,6 +217,7 @@ impl Forwarder {
         self.shaper.follow(&tables);
         self.shaper.charge(from, &self.batch);
         let mut batch = std::mem::take(&mut self.batch);
+        let found = batch.len();
         for mut packet in batch.drain(..) {
             match forward::forward(&mut packet, from.port, &tables, &self.flows, now) {
                 Ok(verdict) => {
@@ -229,7 +230,7 @@ impl Forwarder {
             }
         }
         self.batch = batch;
-        self.flows.expire(EXPIRE, now);
+        self.flows.expire(EXPIRE * found, now);
         self.relay_errors(from, &tables, now);
         while let Some(to) = self.sending.pop() {
             self.send(to, from.port);
