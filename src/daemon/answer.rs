@@ -145,6 +145,7 @@ impl Daemon {
         let problems = self.all_problems();
         let states: Vec<State> = self.states().collect();
         let udp = self.links.tunnel_udp || !self.config.underlay.transport.uses_udp();
+        let (mode, reason) = self.nat_status();
         let count = |wanted| states.iter().filter(|state| **state == wanted).count();
         Status {
             node: self.config.node.name.clone(),
@@ -163,7 +164,7 @@ impl Daemon {
                 mtu: self.desired.tunnel_mtu(),
             },
             workers: self.workers.count() as u32,
-            nat: Nat { mode: self.nat.mode.name().into(), reason: self.nat.reason.clone() },
+            nat: Nat { mode: mode.name().into(), reason: reason.into() },
             flows: self.flow_count(),
             store: self.store_status(now),
             peers: PeerCount { up: count(State::Up), down: count(State::Down) },

@@ -3,7 +3,7 @@
 //! `native`: the forwarder does. Programs at the underlay, at `lo` and at `tapir0` bring it what is for node ports, host ports
 //! and the ports it translates sources to, and take its answers back (`io::redirect`). `host`: the kernel masquerades, by
 //! a table of nftables that is ours (`host::masquerade`); node ports still need the programs. `off`: nobody does, because no
-//! pool asks for it, or nothing works here.
+//! pool asks for it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -57,9 +57,9 @@ impl Mode {
 /// How the world outside is reached.
 #[derive(Debug, Default)]
 pub(super) struct Nat {
-    pub mode: Mode,
+    mode: Mode,
     /// Why, for people.
-    pub reason: String,
+    reason: String,
     redirect: Option<Redirect>,
     /// The devices that have the programs.
     at: (u32, u32),
@@ -156,6 +156,15 @@ impl Daemon {
                 Ok(taken) => self.nat.taken = taken,
                 Err(error) => tracing::debug!(%error, "can't see which ports the host has"),
             }
+        }
+    }
+
+    /// Who translates, and why, as `status` has it.
+    pub(super) fn nat_status(&self) -> (Mode, &str) {
+        if self.nat_sources().is_empty() {
+            (Mode::Off, "no pool has nat_outgoing")
+        } else {
+            (self.nat.mode, &self.nat.reason)
         }
     }
 
