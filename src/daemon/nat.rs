@@ -21,8 +21,8 @@ use crate::flow::SCTP;
 use crate::host::{HostError, clock, loopback, masquerade, ports, tapir0, underlay};
 use crate::io::redirect::{Destination, Redirect};
 use crate::sys::device;
-use crate::table::service::Kind;
-use crate::table::{self, Mapping, Services};
+use crate::table::service::{Frontend, Kind};
+use crate::table::{self, Mapping, Tables};
 use crate::wire::header::protocol;
 
 /// The file in the state directory that says that the host's rules are ours to take away.
@@ -66,8 +66,8 @@ pub(super) struct Nat {
     /// Ports of the range that the host's own sockets have, and when they were last looked at.
     taken: Vec<u16>,
     looked: Duration,
-    /// What claims were last made of.
-    claimed: Option<(Arc<Services>, Option<Arc<table::Nat>>)>,
+    /// What was claimed last.
+    claimed: Option<Claims>,
     /// What the host was last told to masquerade, and where it was not to.
     masqueraded: Option<(Vec<IpNet>, Vec<IpNet>)>,
 }
@@ -210,59 +210,67 @@ impl Daemon {
         Ok(())
     }
 
-    /// Claims what the tables that were just published translate.
+    /// Claims what the tables that were just published translate, if that is something else than before: most changes of
+    /// services are of their endpoints.
     pub(super) fn claim(&mut self) {
         let tables = self.publisher.snapshot();
-        let same = |claimed: &(Arc<Services>, Option<Arc<table::Nat>>)| {
-            let nat = match (&claimed.1, &tables.nat) {
-                (Some(before), Some(now)) => Arc::ptr_eq(before, now),
-                (None, None) => true,
-                _ => false,
-            };
-            nat && Arc::ptr_eq(&claimed.0, &tables.services)
+        let wanted = Claims {
+            any: !tables.services.frontends.is_empty(),
+            outside: outside(&tables),
+            host: tables.host.iter().copied().filter(|address| !tables.is_router(*address)).collect(),
+            nat: tables.nat.clone(),
         };
-        if self.nat.redirect.is_none() || self.nat.claimed.as_ref().is_some_and(same) {
+        drop(tables);
+        let Some(redirect) = &mut self.nat.redirect else { return };
+        if self.nat.claimed.as_ref() == Some(&wanted) {
             return;
         }
-        let mut destinations = destinations(&tables.services, tables.nat.as_deref());
-        // What the host sends there itself would come back from an address that it takes for its own only.
-        destinations.retain(|one| !tables.is_router(one.address));
-        // What answers come from: the host's addresses, and those that are claimed though no device has them.
-        let mut own: BTreeSet<IpAddr> = destinations.iter().map(|one| one.address).collect();
-        own.extend(tables.host.iter().filter(|address| !tables.is_router(**address)));
-        let kept = (tables.services.clone(), tables.nat.clone());
-        let on_host = !tables.services.frontends.is_empty();
-        drop(tables);
-        let own: Vec<IpAddr> = own.into_iter().collect();
-        let Some(redirect) = &mut self.nat.redirect else { return };
-        let done = redirect.set_own(&own).and_then(|()| redirect.claim(&destinations));
-        let mut problems: Vec<String> =
-            done.err().map(|error| format!("ports can't be claimed: {error}")).into_iter().collect();
-        if problems.is_empty() {
-            self.nat.claimed = Some(kept);
-        }
-        if on_host {
-            problems.extend(loopback::allow_own_sources().err().map(|error| error.to_string()));
-        }
+        let done = redirect.set_own(&wanted.own()).and_then(|()| redirect.claim(&wanted.destinations()));
+        let failed = done.err().map(|error| format!("ports can't be claimed: {error}"));
+        let home = if wanted.any { loopback::allow_own_sources() } else { Ok(()) };
+        self.nat.claimed = Some(wanted).filter(|_| failed.is_none());
+        let problems = failed.into_iter().chain(home.err().map(|error| error.to_string())).collect();
         self.note("ports", problems);
     }
 }
 
-/// What comes from outside that the forwarder translates: all that services have but cluster addresses, and the ports that
-/// sources are translated to.
-fn destinations(services: &Services, nat: Option<&table::Nat>) -> BTreeSet<Destination> {
-    let outside = services.frontends.iter().filter(|(_, service)| service.kind != Kind::ClusterIp);
-    let mut all: BTreeSet<Destination> = outside
-        .map(|(frontend, _)| {
-            let table::service::Frontend { address, protocol, port } = *frontend;
-            Destination { address, protocol, port }
-        })
-        .collect();
-    if let Some((nat, address)) = nat.and_then(|nat| Some((nat, nat.address(false)?))) {
-        for port in nat.ports.clone().filter(|port| nat.taken.binary_search(port).is_err()) {
-            let protocols = [protocol::TCP, protocol::UDP, SCTP, protocol::ICMP];
-            all.extend(protocols.map(|protocol| Destination { address, protocol, port }));
-        }
+/// What is taken off the host.
+#[derive(Debug, PartialEq, Eq)]
+struct Claims {
+    /// There are services, which may lead to the host itself.
+    any: bool,
+    /// What services have but cluster addresses.
+    outside: BTreeSet<Destination>,
+    /// The host's addresses.
+    host: Vec<IpAddr>,
+    /// Whose ports come besides.
+    nat: Option<Arc<table::Nat>>,
+}
+
+impl Claims {
+    /// What answers come from: the host's addresses, and those that are claimed though no device has them.
+    fn own(&self) -> Vec<IpAddr> {
+        let all: BTreeSet<IpAddr> =
+            self.outside.iter().map(|one| one.address).chain(self.host.iter().copied()).collect();
+        all.into_iter().collect()
     }
-    all
+
+    fn destinations(&self) -> BTreeSet<Destination> {
+        let mut all = self.outside.clone();
+        if let Some((nat, address)) = self.nat.as_ref().and_then(|nat| Some((nat, nat.address(false)?))) {
+            for port in nat.ports.clone().filter(|port| nat.taken.binary_search(port).is_err()) {
+                let protocols = [protocol::TCP, protocol::UDP, SCTP, protocol::ICMP];
+                all.extend(protocols.map(|protocol| Destination { address, protocol, port }));
+            }
+        }
+        all
+    }
+}
+
+/// What comes from outside to services. What the host sends to its own address among the pods would come back from an address
+/// that it takes for its own only, so that is left to it.
+fn outside(tables: &Tables) -> BTreeSet<Destination> {
+    let frontends = tables.services.frontends.iter().filter(|(_, service)| service.kind != Kind::ClusterIp);
+    let frontends = frontends.map(|(frontend, _)| *frontend).filter(|frontend| !tables.is_router(frontend.address));
+    frontends.map(|Frontend { address, protocol, port }| Destination { address, protocol, port }).collect()
 }
