@@ -22,7 +22,7 @@ use crate::host::{HostError, clock, loopback, masquerade, ports, tapir0, underla
 use crate::io::redirect::{Destination, Redirect};
 use crate::sys::device;
 use crate::table::service::{Frontend, Kind};
-use crate::table::{self, Mapping, Tables};
+use crate::table::{self, Mapping, Services, Tables};
 use crate::wire::header::protocol;
 
 /// The file in the state directory that says that the host's rules are ours to take away.
@@ -213,21 +213,25 @@ impl Daemon {
     /// Claims what the tables that were just published translate, if that is something else than before: most changes of
     /// services are of their endpoints.
     pub(super) fn claim(&mut self) {
-        let tables = self.publisher.snapshot();
-        let wanted = Claims {
-            any: !tables.services.frontends.is_empty(),
-            outside: outside(&tables),
-            host: tables.host.iter().copied().filter(|address| !tables.is_router(*address)).collect(),
-            nat: tables.nat.clone(),
-        };
-        drop(tables);
         let Some(redirect) = &mut self.nat.redirect else { return };
-        if self.nat.claimed.as_ref() == Some(&wanted) {
+        let tables = self.publisher.snapshot();
+        let host: Vec<IpAddr> = tables.host.iter().copied().filter(|address| !tables.is_router(*address)).collect();
+        let is_as_before = |before: &Claims| {
+            Arc::ptr_eq(&before.services, &tables.services) && before.nat == tables.nat && before.host == host
+        };
+        if self.nat.claimed.as_ref().is_some_and(is_as_before) {
+            return;
+        }
+        let wanted =
+            Claims { outside: outside(&tables), host, nat: tables.nat.clone(), services: tables.services.clone() };
+        drop(tables);
+        if let Some(before) = self.nat.claimed.as_mut().filter(|before| before.claims_same(&wanted)) {
+            before.services = wanted.services;
             return;
         }
         let done = redirect.set_own(&wanted.own()).and_then(|()| redirect.claim(&wanted.destinations()));
         let failed = done.err().map(|error| format!("ports can't be claimed: {error}"));
-        let home = if wanted.any { loopback::allow_own_sources() } else { Ok(()) };
+        let home = if !wanted.services.frontends.is_empty() { loopback::allow_own_sources() } else { Ok(()) };
         self.nat.claimed = Some(wanted).filter(|_| failed.is_none());
         let problems = failed.into_iter().chain(home.err().map(|error| error.to_string())).collect();
         self.note("ports", problems);
@@ -235,10 +239,10 @@ impl Daemon {
 }
 
 /// What is taken off the host.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 struct Claims {
-    /// There are services, which may lead to the host itself.
-    any: bool,
+    /// What it was made of.
+    services: Arc<Services>,
     /// What services have but cluster addresses.
     outside: BTreeSet<Destination>,
     /// The host's addresses.
@@ -248,6 +252,12 @@ struct Claims {
 }
 
 impl Claims {
+    /// Whether nothing else would be claimed. Any service may lead to the host itself, which needs its loopback.
+    fn claims_same(&self, other: &Self) -> bool {
+        let none = |claims: &Self| claims.services.frontends.is_empty();
+        none(self) == none(other) && self.outside == other.outside && self.host == other.host && self.nat == other.nat
+    }
+
     /// What answers come from: the host's addresses, and those that are claimed though no device has them.
     fn own(&self) -> Vec<IpAddr> {
         let all: BTreeSet<IpAddr> =
