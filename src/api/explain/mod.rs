@@ -96,6 +96,7 @@ struct Told<'a> {
 
 /// The steps, in order.
 const STEPS: [&str; 7] = ["ingress", "service", "route", "source", "filter", "mtu", "egress"];
+const FILTER: usize = 4;
 
 /// Answers a question.
 ///
@@ -239,6 +240,10 @@ impl Told<'_> {
             let ports = ports.map(|ports| format!(", a port of {}-{}", ports.start(), ports.end())).unwrap_or_default();
             return Some(format!("becomes {}{ports}: {why}", after.0));
         }
+        // What is filtered has not come to that.
+        if self.result.is_err_and(|reason| stage(reason) == FILTER) {
+            return None;
+        }
         if !leaves {
             return Some(format!("stays {}", before.0));
         }
@@ -318,7 +323,7 @@ const fn stage(reason: DropReason) -> usize {
         DropReason::NoEndpoint | DropReason::NoLocalEndpoint | DropReason::SourceRange | DropReason::EndpointGone => 1,
         DropReason::NoRoute | DropReason::ToGateway => 2,
         DropReason::NoPort | DropReason::Untranslatable | DropReason::FlowLimit | DropReason::FlowTableFull => 3,
-        DropReason::TunnelFromPod | DropReason::Loop | DropReason::ForeignSource | DropReason::NoConnection => 4,
+        DropReason::TunnelFromPod | DropReason::Loop | DropReason::ForeignSource | DropReason::NoConnection => FILTER,
         DropReason::TooBig | DropReason::TtlExpired => 5,
         DropReason::PortDown => 6,
         _ => 0,

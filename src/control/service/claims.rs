@@ -96,7 +96,7 @@ impl Claims {
         &self.frontends
     }
 
-    /// Who has it; and in the first place.
+    /// Whether that is who has it.
     pub fn has(&self, owner: &Owner, frontend: &Frontend) -> bool {
         self.wanted.get(frontend).and_then(|wanted| wanted.first()).is_some_and(|(first, _)| first == owner)
     }
