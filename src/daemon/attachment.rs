@@ -88,6 +88,8 @@ pub(super) enum Outcome {
     Reconciled {
         underlay: Result<Underlay, HostError>,
         host: Result<(Option<Vec<OwnedFd>>, Vec<HostError>), HostError>,
+        /// Ports for translated sources that the host's own sockets have.
+        held: io::Result<Vec<u16>>,
     },
 }
 

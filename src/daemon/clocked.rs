@@ -10,7 +10,7 @@ use super::attachment::{Attachment, Outcome, Stage, tap};
 use super::{Daemon, PortError, notify};
 use crate::control::{Event, KernelRoutes, MIN_MTU_V6, Namespace, Underlay};
 use crate::host::routes::Direct;
-use crate::host::{HostError, clock, netns, pod, tapir0, underlay};
+use crate::host::{HostError, clock, netns, pod, ports, tapir0, underlay};
 use crate::io::tunnel_udp;
 use crate::sys::tap::Layer;
 use crate::table::{PortId, Transport};
@@ -132,7 +132,8 @@ impl Daemon {
             }
             Outcome::FlowsKept { changes, at, result } => self.flows_kept(changes, at, result),
             Outcome::Looked(found) => self.looked(*found),
-            Outcome::Reconciled { underlay, host } => {
+            Outcome::Reconciled { underlay, host, held } => {
+                self.take_held(held);
                 self.reconciled(underlay, host);
                 if self.clocked.reconcile.ends() {
                     self.reconcile();
@@ -165,13 +166,18 @@ impl Daemon {
         let wanted = self.wanted_host();
         let missing = !self.links.host;
         let queues = self.workers.queues();
+        let range = self.nat_ports();
         self.jobs.spawn_blocking(move || {
             let underlay = underlay::detect(interface.as_deref(), Some(address));
             let open = || -> Result<(Option<Vec<OwnedFd>>, Vec<HostError>), HostError> {
                 let opened = if missing { Some(tapir0::open(queues)?) } else { None };
                 Ok((opened, tapir0::reconcile(&wanted)?))
             };
-            Outcome::Reconciled { underlay, host: open() }
+            Outcome::Reconciled {
+                underlay,
+                host: open(),
+                held: range.map_or(Ok(Vec::new()), |range| ports::held(&range)),
+            }
         });
     }
 

@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -18,7 +18,7 @@ use super::{Daemon, DaemonError};
 use crate::config::{self, Place};
 use crate::control::Event;
 use crate::flow::SCTP;
-use crate::host::{HostError, clock, loopback, masquerade, ports, tapir0, underlay};
+use crate::host::{HostError, loopback, masquerade, ports, tapir0, underlay};
 use crate::io::redirect::{Destination, Redirect};
 use crate::sys::device;
 use crate::table::service::{Frontend, Kind};
@@ -27,9 +27,6 @@ use crate::wire::header::protocol;
 
 /// The file in the state directory that says that the host's rules are ours to take away.
 const MARKER: &str = "masquerade";
-
-/// How often the host's own sockets are looked at: reading their list takes long where there are many.
-const LOOK: Duration = Duration::from_secs(5);
 
 /// Who translates sources.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,9 +60,8 @@ pub(super) struct Nat {
     redirect: Option<Redirect>,
     /// The devices that have the programs.
     at: (u32, u32),
-    /// Ports of the range that the host's own sockets have, and when they were last looked at.
+    /// Ports of the range that the host's own sockets have.
     taken: Vec<u16>,
-    looked: Duration,
     /// What was claimed last.
     claimed: Option<Claims>,
     /// What the host was last told to masquerade, and where it was not to.
@@ -90,16 +86,16 @@ impl Daemon {
             (config::Nat::Auto, Err(error)) => (Mode::Host, format!("native doesn't work here: {error}")),
         };
         (self.nat.mode, self.nat.reason) = (mode, reason);
-        if mode == Mode::Native {
-            self.reserve_ports();
+        if let Some(range) = self.nat_ports() {
+            Self::reserve_ports(&range);
+            self.take_held(ports::held(&range));
         }
         self.tend_nat();
         Ok(())
     }
 
     /// Keeps the host's own sockets off the ports that sources are translated to.
-    fn reserve_ports(&self) {
-        let range = &self.config.network.nat_ports.0;
+    fn reserve_ports(range: &RangeInclusive<u16>) {
         match ports::reserve(range) {
             Ok(true) => tracing::info!(?range, "reserved for translated sources (net.ipv4.ip_local_reserved_ports)"),
             Ok(false) => {}
@@ -137,7 +133,6 @@ impl Daemon {
             problems
                 .extend(self.attach_redirect().err().map(|error| format!("the programs can't be attached: {error}")));
         }
-        self.look_at_ports();
         let sources = self.nat_sources();
         let native = self.nat.mode == Mode::Native && !sources.is_empty();
         let nat = native.then(|| self.wanted_nat(sources.clone()));
@@ -148,14 +143,16 @@ impl Daemon {
         self.publish();
     }
 
-    fn look_at_ports(&mut self) {
-        let now = clock::now();
-        if self.nat.mode == Mode::Native && now >= self.nat.looked + LOOK {
-            self.nat.looked = now;
-            match ports::held(&self.config.network.nat_ports.0) {
-                Ok(taken) => self.nat.taken = taken,
-                Err(error) => tracing::debug!(%error, "can't see which ports the host has"),
-            }
+    /// The ports that sources are translated to; none where the forwarder does not.
+    pub(super) fn nat_ports(&self) -> Option<RangeInclusive<u16>> {
+        (self.nat.mode == Mode::Native).then(|| self.config.network.nat_ports.0.clone())
+    }
+
+    /// Takes in which ports of the range the host's own sockets have.
+    pub(super) fn take_held(&mut self, held: io::Result<Vec<u16>>) {
+        match held {
+            Ok(taken) => self.nat.taken = taken,
+            Err(error) => tracing::debug!(%error, "can't see which ports the host has"),
         }
     }
 
