@@ -244,8 +244,8 @@ fn is_forged(service: &Service, context: &Context<'_>) -> bool {
     ingress == PortId::HOST && service.kind != Kind::ClusterIp && (tables.is_router(header.source) || is_pods())
 }
 
-/// Which backends there are for the client (facts of kube-proxy: the policy Local of what is reached from outside does not
-/// bind the node's own pods and the node itself).
+/// Which backends there are for the client. As with kube-proxy, the policy Local of what is reached from outside binds neither
+/// the node's own pods nor the node itself.
 fn choice<'a>(service: &'a Service, context: &Context<'_>) -> Result<&'a Choice, DropReason> {
     let is_inside = context.is_from_pod() || context.is_from_host();
     let local = service.local.as_deref().filter(|_| service.kind == Kind::ClusterIp || !is_inside);

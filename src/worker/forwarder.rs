@@ -13,7 +13,7 @@
 //! written to (`tests/kernel/flows_meet_on_one_queue.rs`). Where the numbers differ, as behind a raw tunnel's one socket, addresses and
 //! ports of the packet choose.
 //!
-//! A forwarder is single-threaded and owns its queues. Several share nothing but the tables.
+//! A forwarder is single-threaded and owns its queues. Several share the tables, connections and buckets.
 
 mod errors;
 mod pacing;

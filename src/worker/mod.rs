@@ -1,9 +1,10 @@
 //! Workers: threads that wait for queues to become readable, and let a [`Forwarder`] visit them.
 //!
 //! A port's device has several queues. Of `n` workers, number `w` has the queues `w`, `w + n`, `w + 2n`, … of every port,
-//! and sees whole flows, since the kernel and [`Forwarder`] keep a flow on one number. So workers share nothing but the
-//! tables; counters are one set per worker, summed up by readers. There are more queues than workers: a visit takes one
-//! queue's share and goes on to the next, so a flow waits for nobody but those on its own queue.
+//! and sees whole flows, since the kernel and [`Forwarder`] keep a flow on one number, unless it is translated. So workers
+//! share nothing but the tables, connections ([`crate::flow`]) and the buckets of limited ports; counters are one set per
+//! worker, summed up by readers. There are more queues than workers: a visit takes one queue's share and goes on to the
+//! next, so a flow waits for nobody but those on its own queue.
 //!
 //! The control side has [`Workers`]. What it asks is done by each worker before the call returns: a port that was added
 //! is live, one that was removed is closed.
