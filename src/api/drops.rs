@@ -12,12 +12,7 @@ use super::types::{Drop, Drops};
 use crate::drop_reason::DropReason;
 use crate::stats::{DropRecord, LAST_DROPS, WorkerStats};
 use crate::table::PortId;
-use crate::wire::header::{Fragment, Header};
-
-const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const ICMPV6: u8 = 58;
+use crate::wire::header::{Fragment, Header, protocol};
 
 /// The last drops of the node.
 #[derive(Debug, Default)]
@@ -103,20 +98,15 @@ fn endpoints(packet: &[u8], length: u32) -> (String, String, String) {
     let Some(header) = header(packet, length) else { return Default::default() };
     let ports = packet
         .get(header.transport..header.transport + 4)
-        .filter(|_| matches!(header.protocol, TCP | UDP) && header.fragment != Fragment::Later);
+        .filter(|_| matches!(header.protocol, protocol::TCP | protocol::UDP) && header.fragment != Fragment::Later);
     let text = |address: IpAddr, port: Option<[u8; 2]>| match port {
         Some(port) => SocketAddr::new(address, u16::from_be_bytes(port)).to_string(),
         None => address.to_string(),
     };
-    let protocol = match header.protocol {
-        ICMP | ICMPV6 => "icmp".into(),
-        TCP => "tcp".into(),
-        UDP => "udp".into(),
-        other => other.to_string(),
-    };
+    let name = protocol::name(header.protocol).map_or_else(|| header.protocol.to_string(), str::to_owned);
     let source = text(header.source, ports.map(|ports| [ports[0], ports[1]]));
     let destination = text(header.destination, ports.map(|ports| [ports[2], ports[3]]));
-    (source, destination, protocol)
+    (source, destination, name)
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {
@@ -153,7 +143,7 @@ mod tests {
     #[test]
     fn a_cut_packet_is_described() {
         let mut frame = vec![0xee; 14];
-        frame.extend(bytes(TCP));
+        frame.extend(bytes(protocol::TCP));
         let drop = describe(7, &record(&frame, 14, 1500), "default/web".into());
         assert_eq!((drop.src.as_str(), drop.dst.as_str()), ("10.0.0.1:4096", "10.0.0.2:80"));
         assert_eq!((drop.protocol.as_str(), drop.reason.as_str(), drop.length), ("tcp", "no_route", 1500));
@@ -181,7 +171,7 @@ mod tests {
         let mut history = History::default();
         for _ in 0..2 {
             for _ in 0..LAST_DROPS {
-                stats.last_drops.force_push(record(&bytes(UDP), 0, 1500));
+                stats.last_drops.force_push(record(&bytes(protocol::UDP), 0, 1500));
             }
             let unrouted = history.take(workers(), |port| format!("port {port}"));
             assert_eq!(unrouted, BTreeSet::from([IpAddr::from([10, 0, 0, 2])]));

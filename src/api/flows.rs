@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::types::{Flow, Flows};
-use crate::flow::{self, Listed, Owner, SCTP, Tuple};
+use crate::flow::{self, Listed, Owner, Tuple};
 use crate::table::Tables;
 use crate::table::service::{Frontend, Service};
 use crate::wire::header::protocol;
@@ -85,19 +85,13 @@ pub(super) fn service<'a>(tables: &'a Tables, tuple: &Tuple) -> Option<&'a Servi
 
 /// As people write it.
 pub(super) fn protocol_name(number: u8) -> String {
-    match number {
-        protocol::ICMP | protocol::ICMPV6 => "icmp".into(),
-        protocol::TCP => "tcp".into(),
-        protocol::UDP => "udp".into(),
-        SCTP => "sctp".into(),
-        other => other.to_string(),
-    }
+    protocol::name(number).map_or_else(|| number.to_string(), str::to_owned)
 }
 
 /// An end, with its port where there is one: of ICMP the source has the identifier.
 pub(super) fn end(number: u8, (address, port): (IpAddr, u16), is_destination: bool) -> String {
     let is_icmp = matches!(number, protocol::ICMP | protocol::ICMPV6);
-    let has_port = matches!(number, protocol::TCP | protocol::UDP | SCTP) || (is_icmp && !is_destination);
+    let has_port = matches!(number, protocol::TCP | protocol::UDP | protocol::SCTP) || (is_icmp && !is_destination);
     if has_port { SocketAddr::new(address, port).to_string() } else { address.to_string() }
 }
 

@@ -2,6 +2,7 @@
 
 use super::types::{Service, Services};
 use crate::control::service::{self, Cursor, Row};
+use crate::wire::header::protocol;
 
 /// The most bytes of one part, more or less: a third of what a message may have.
 const MAX_PART: usize = tapir_cni::protocol::MAX_MESSAGE / 3;
@@ -26,18 +27,14 @@ pub fn part(services: &service::Services, after: Option<&str>, limit: usize) -> 
 }
 
 fn row(row: &Row) -> Service {
-    let protocol = match row.frontend.protocol {
-        6 => "TCP".into(),
-        17 => "UDP".into(),
-        132 => "SCTP".into(),
-        other => other.to_string(),
-    };
+    let number = row.frontend.protocol;
+    let name = protocol::name(number).map_or_else(|| number.to_string(), str::to_ascii_uppercase);
     Service {
         name: row.service.name.to_string(),
         kind: row.service.kind.name().into(),
         address: row.frontend.address,
         port: row.frontend.port,
-        protocol,
+        protocol: name,
         ready: row.ready,
         endpoints: row.endpoints,
         local: row.local,

@@ -6,6 +6,7 @@ use tapir_cni::protocol::{Add, HostPort, MAX_HOST_PORTS, Refusal};
 use super::Daemon;
 use super::attachment::Stage;
 use super::verbs::refusal;
+use crate::wire::header::protocol;
 
 impl Daemon {
     /// Refuses an ADD whose ports lead to another pod already, or to itself twice.
@@ -33,7 +34,10 @@ fn check(ports: &[HostPort]) -> Result<(), Refusal> {
         return invalid(format!("more than {MAX_HOST_PORTS} host ports are asked for"));
     }
     for (index, port) in ports.iter().enumerate() {
-        if port.port == 0 || port.target == 0 || !matches!(port.protocol, 6 | 17 | 132) {
+        if port.port == 0
+            || port.target == 0
+            || !matches!(port.protocol, protocol::TCP | protocol::UDP | protocol::SCTP)
+        {
             return invalid(format!("host port {} to {} of the pod makes no sense", name(port), port.target));
         }
         if ports[..index].iter().any(|other| overlap(port, other)) {
@@ -54,12 +58,8 @@ fn overlap(one: &HostPort, other: &HostPort) -> bool {
 
 /// As people write it: `8080/tcp`, `172.31.0.1:8080/tcp`.
 fn name(port: &HostPort) -> String {
-    let protocol = match port.protocol {
-        6 => "tcp".into(),
-        17 => "udp".into(),
-        132 => "sctp".into(),
-        other => format!("protocol {other}"),
-    };
+    let protocol = protocol::name(port.protocol);
+    let protocol = protocol.map_or_else(|| format!("protocol {}", port.protocol), str::to_owned);
     match port.address {
         None => format!("{}/{protocol}", port.port),
         Some(address) => format!("{}/{protocol}", std::net::SocketAddr::new(address, port.port)),

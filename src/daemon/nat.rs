@@ -17,7 +17,6 @@ use ipnet::IpNet;
 use super::{Daemon, DaemonError};
 use crate::config::{self, Place};
 use crate::control::Event;
-use crate::flow::SCTP;
 use crate::host::{HostError, loopback, masquerade, ports, tapir0, underlay};
 use crate::io::redirect::{Destination, Redirect};
 use crate::sys::device;
@@ -266,7 +265,7 @@ impl Claims {
         let mut all = self.outside.clone();
         if let Some((nat, address)) = self.nat.as_ref().and_then(|nat| Some((nat, nat.address(false)?))) {
             for port in nat.ports.clone().filter(|port| nat.taken.binary_search(port).is_err()) {
-                let protocols = [protocol::TCP, protocol::UDP, SCTP, protocol::ICMP];
+                let protocols = [protocol::TCP, protocol::UDP, protocol::SCTP, protocol::ICMP];
                 all.extend(protocols.map(|protocol| Destination { address, protocol, port }));
             }
         }

@@ -35,7 +35,7 @@ pub use kept::Kept;
 pub use shares::{Owner, Shares};
 pub use state::{Event, Role, State, Timeouts};
 pub use table::{Flow, Refused, Table};
-pub use tuple::{SCTP, Subject, Told, Tuple, Untracked};
+pub use tuple::{Subject, Told, Tuple, Untracked};
 
 /// Shards, by the upper bits of the hash; chains are by the lower.
 const SHARDS: usize = 64;

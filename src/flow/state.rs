@@ -6,7 +6,6 @@
 
 use std::time::Duration;
 
-use super::tuple::SCTP;
 use crate::wire::header::{Header, protocol};
 
 /// Which end sent a packet.
@@ -192,7 +191,7 @@ impl Timeouts {
             protocol::UDP if bits & State::REPLIED != 0 => self.udp_stream,
             protocol::UDP => self.udp,
             protocol::ICMP | protocol::ICMPV6 => self.icmp,
-            SCTP => self.sctp,
+            protocol::SCTP => self.sctp,
             _ => self.generic,
         }
     }

@@ -5,8 +5,6 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use crate::wire::header::{Fragment, Header, protocol};
 
-/// SCTP (RFC 9260).
-pub const SCTP: u8 = 132;
 const DCCP: u8 = 33;
 const UDP_LITE: u8 = 136;
 
@@ -93,7 +91,7 @@ impl Tuple {
             return Ok(Told { tuple: Self::fragments(header, network), related: false });
         }
         let (from, to) = match header.protocol {
-            protocol::TCP | protocol::UDP | UDP_LITE | SCTP | DCCP => {
+            protocol::TCP | protocol::UDP | UDP_LITE | protocol::SCTP | DCCP => {
                 let ports = network.get(header.transport..).and_then(|transport| transport.first_chunk::<4>());
                 let [a, b, c, d] = ports.ok_or(Untracked::Truncated)?;
                 (u16::from_be_bytes([*a, *b]), u16::from_be_bytes([*c, *d]))

@@ -3,13 +3,10 @@
 use std::net::IpAddr;
 
 use super::translate::Change;
-use crate::flow::{SCTP, Tuple};
+use crate::flow::Tuple;
 use crate::packet::Packet;
 use crate::wire::checksum;
 use crate::wire::header::{Fragment, Header, protocol};
-
-const DCCP: u8 = 33;
-const UDP_LITE: u8 = 136;
 
 /// Does to the packet what was decided. `mtu` is what gets through: TCP is told to send no more than fits
 /// (RFC 6691; what `TCPMSS --clamp-mss-to-pmtu` does).
@@ -31,7 +28,7 @@ pub(super) fn readdress(packet: &mut Packet, header: &Header, change: &Change, m
     transport(&mut network[header.transport..], header.protocol, header.is_ipv6(), &change.to, addresses, partial);
     if header.protocol == protocol::TCP {
         clamp(&mut network[header.transport..], mtu.saturating_sub(if header.is_ipv6() { 60 } else { 40 }), partial);
-    } else if header.protocol == SCTP && header.fragment == Fragment::No {
+    } else if header.protocol == protocol::SCTP && header.fragment == Fragment::No {
         let end = header.length.min(network.len());
         sum_sctp(&mut network[header.transport..end]);
     }
@@ -79,10 +76,9 @@ fn set_addresses(network: &mut [u8], source: IpAddr, destination: IpAddr) {
 fn transport(bytes: &mut [u8], number: u8, ipv6: bool, to: &Tuple, addresses: u32, partial: bool) {
     let (at, field, covers_addresses) = match number {
         protocol::TCP => (0, 16, true),
-        protocol::UDP | UDP_LITE => (0, 6, true),
-        DCCP => (0, 6, true),
+        protocol::UDP => (0, 6, true),
         // Its checksum is another (`sum_sctp`).
-        SCTP => (0, usize::MAX, false),
+        protocol::SCTP => (0, usize::MAX, false),
         protocol::ICMP if !ipv6 => (4, 2, false),
         protocol::ICMPV6 if ipv6 => (4, 2, true),
         _ => return,
@@ -102,7 +98,7 @@ fn transport(bytes: &mut [u8], number: u8, ipv6: bool, to: &Tuple, addresses: u3
     let ports = difference(before, checksum::sum(&bytes[at..at + length]));
     let Some(sum) = bytes.get_mut(field..).and_then(|rest| rest.get_mut(..2)) else { return };
     let old = u16::from_be_bytes([sum[0], sum[1]]);
-    let is_udp = matches!(number, protocol::UDP | UDP_LITE);
+    let is_udp = number == protocol::UDP;
     let new = match (partial, covers_addresses) {
         // Only the pseudo-header's sum so far, not complemented.
         (true, true) => checksum::fold(u32::from(old) + addresses),

@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::drop_reason::DropReason;
-use crate::flow::{Entry, Event, Flows, Owner, Refused, Role, SCTP, Subject, Told, Tuple};
+use crate::flow::{Entry, Event, Flows, Owner, Refused, Role, Subject, Told, Tuple};
 use crate::packet::Packet;
 use crate::table::service::{Backend, Frontend, Kind, Service, connection_hash};
 use crate::table::{Adjacency, Choice, Mapping, Nat, Path, PortId, Tables};
@@ -140,7 +140,7 @@ fn keep_apart(tuple: Tuple, event: Event, context: &Context<'_>) -> Result<Optio
 fn frontend(tuple: &Tuple) -> Option<Frontend> {
     let (address, port) = tuple.destination();
     let protocol = tuple.protocol();
-    matches!(protocol, protocol::TCP | protocol::UDP | SCTP).then_some(Frontend { address, protocol, port })
+    matches!(protocol, protocol::TCP | protocol::UDP | protocol::SCTP).then_some(Frontend { address, protocol, port })
 }
 
 /// An entry, unless its connection is over or its backend is one no more. TCP goes on with that: it may finish what it has
@@ -338,7 +338,7 @@ fn go_out(packet: &Packet, nat: &Nat, context: &Context<'_>) -> Result<Option<Ch
     if tuple.subject() == Subject::Fragments {
         return Err(DropReason::UntrackedFragment);
     }
-    if !matches!(tuple.protocol(), protocol::TCP | protocol::UDP | SCTP | protocol::ICMP | protocol::ICMPV6) {
+    if !matches!(tuple.protocol(), protocol::TCP | protocol::UDP | protocol::SCTP | protocol::ICMP | protocol::ICMPV6) {
         return Err(DropReason::Untranslatable);
     }
     // A reply to what nobody asked.

@@ -35,6 +35,19 @@ pub mod protocol {
     pub const ICMPV6: u8 = 58;
     /// IPv6 destination options.
     pub const DESTINATION_OPTIONS: u8 = 60;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
+
+    /// What people call those that carry data; none: they say the number.
+    pub const fn name(number: u8) -> Option<&'static str> {
+        match number {
+            ICMP | ICMPV6 => Some("icmp"),
+            TCP => Some("tcp"),
+            UDP => Some("udp"),
+            SCTP => Some("sctp"),
+            _ => None,
+        }
+    }
 }
 
 /// Not a packet: a version or length that no sender should produce.

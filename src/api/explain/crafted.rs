@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::{Asked, Known};
-use crate::flow::{SCTP, Tuple};
+use crate::flow::Tuple;
 use crate::packet::Packet;
 use crate::table::{Adjacency, GATEWAY_MAC, Mac, PortId, PortKind, Transport};
 use crate::wire::header::protocol;
@@ -110,7 +110,7 @@ fn transport(asked: &Asked) -> Vec<u8> {
             header
         }
         protocol::UDP => vec![a, b, c, d, 0, 8, 0, 0],
-        SCTP => [&[a, b, c, d][..], &[0; 8]].concat(),
+        protocol::SCTP => [&[a, b, c, d][..], &[0; 8]].concat(),
         _ => vec![if source.is_ipv6() { ECHO_V6 } else { ECHO_V4 }, 0, 0, 0, a, b, 0, 1],
     }
 }

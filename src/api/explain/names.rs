@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 
 use super::{Asked, Known, Question, Unexplained};
-use crate::flow::SCTP;
 use crate::table::service::{Frontend, Kind};
 use crate::wire::header::protocol;
 
@@ -64,7 +63,7 @@ fn number(name: &str) -> Result<Option<u8>, Unexplained> {
     match name.to_ascii_lowercase().as_str() {
         "tcp" => Ok(Some(protocol::TCP)),
         "udp" => Ok(Some(protocol::UDP)),
-        "sctp" => Ok(Some(SCTP)),
+        "sctp" => Ok(Some(protocol::SCTP)),
         "icmp" => Ok(None),
         _ => Err(Unexplained::Protocol(name.into())),
     }
