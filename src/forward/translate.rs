@@ -236,8 +236,9 @@ fn begin(tuple: Tuple, service: &Service, context: &Context<'_>) -> Result<Tuple
     }
 }
 
-/// From outside, with a source that no packet to there has which comes through `tapir0`: a pod's of this node, or the node's own among
-/// the pods, which the host has only for cluster addresses. Programs bring what the host's own checks have not seen.
+/// From outside, with a source that no packet to there has which comes through `tapir0`: a pod's of this node, or the node's
+/// own among the pods, which the host has only for cluster addresses. Programs bring what the host's own checks have not
+/// seen.
 fn is_forged(service: &Service, context: &Context<'_>) -> bool {
     let Context { header, ingress, tables, .. } = *context;
     let is_pods = || matches!(tables.lookup(header.source), Adjacency::Forward(path) if path.port >= PortId::FIRST_POD);

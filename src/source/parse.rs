@@ -1,7 +1,8 @@
 //! From YAML, which JSON is a part of, to objects.
 //!
 //! A file has documents, and a document an object or a list of objects. Where it is not plain to see what kind is in one, it
-//! is read twice: for that, and as what it then is. Errors have line and key that way, which they would not have of a value that was read first.
+//! is read twice: for that, and as what it then is. Errors have line and key that way, which they would not have of a value
+//! that was read first.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;

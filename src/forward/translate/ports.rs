@@ -8,8 +8,8 @@ use crate::drop_reason::DropReason;
 use crate::flow::{Refused, State, Subject, Tuple};
 use crate::table::Nat;
 
-/// How many ports are tried for a source, of those that the hash leads to. Of a range that is nine tenths full, one in a million
-/// searches ends without.
+/// How many ports are tried for a source, of those that the hash leads to. Of a range that is nine tenths full, one search in
+/// a million ends without.
 const TRIES: u32 = 128;
 /// Ports for sources where no range is reserved.
 const PORTS: RangeInclusive<u16> = 61_000..=u16::MAX;
