@@ -240,12 +240,12 @@ impl Told<'_> {
             let ports = ports.map(|ports| format!(", a port of {}-{}", ports.start(), ports.end())).unwrap_or_default();
             return Some(format!("becomes {}{ports}: {why}", after.0));
         }
+        if !leaves {
+            return Some(format!("stays {}", before.0));
+        }
         // What is filtered has not come to that.
         if self.result.is_err_and(|reason| stage(reason) == FILTER) {
             return None;
-        }
-        if !leaves {
-            return Some(format!("stays {}", before.0));
         }
         let tables = self.tables();
         let to = self.to.destination().0;
