@@ -3,8 +3,22 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::lab::Lab;
+use crate::lab::{Lab, text};
 use crate::watch::{self, all_reach_all, at_once, checks_are_clean, counts_are_right};
+
+/// As a runtime does it, which tries again: a node that did not get to borrow in time says that it has none (code 102), or
+/// to come later (11).
+fn attach(lab: &Lab, node: &str, pod: &str) {
+    let mut said = String::new();
+    let attached = (0..3).any(|_| {
+        let output = lab.script().args(["attach", node, pod]).output().expect("run the lab");
+        said = text(&output);
+        let later = ["\"code\":11,", "\"code\":102,"].iter().any(|code| said.replace(' ', "").contains(code));
+        assert!(output.status.success() || later, "{said}");
+        output.status.success()
+    });
+    assert!(attached, "{said}");
+}
 
 #[test]
 fn a_node_without_a_block_borrows_addresses_that_are_reached_from_everywhere() {
@@ -20,7 +34,7 @@ fn a_node_without_a_block_borrows_addresses_that_are_reached_from_everywhere() {
     assert_eq!(borrowers.len(), 2, "{owners:?}");
     // More than are borrowed at a time.
     for pod in ["p2", "p3", "p4", "p5", "p6"] {
-        at_once(&borrowers, |node| drop(lab.run(&["attach", node, pod])));
+        at_once(&borrowers, |node| attach(&lab, node, pod));
     }
     let living = watch::living(&lab);
     let lent: BTreeMap<IpAddr, &String> = living
