@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 
+use super::flows::protocol_name;
 use super::time::rfc3339;
 use super::types::{Drop, Drops};
 use crate::drop_reason::DropReason;
@@ -103,10 +104,9 @@ fn endpoints(packet: &[u8], length: u32) -> (String, String, String) {
         Some(port) => SocketAddr::new(address, u16::from_be_bytes(port)).to_string(),
         None => address.to_string(),
     };
-    let name = protocol::name(header.protocol).map_or_else(|| header.protocol.to_string(), str::to_owned);
     let source = text(header.source, ports.map(|ports| [ports[0], ports[1]]));
     let destination = text(header.destination, ports.map(|ports| [ports[2], ports[3]]));
-    (source, destination, name)
+    (source, destination, protocol_name(header.protocol))
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {

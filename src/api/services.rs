@@ -1,8 +1,8 @@
 //! `services`: what they come to on this node, in parts.
 
+use super::flows::protocol_name;
 use super::types::{Service, Services};
 use crate::control::service::{self, Cursor, Row};
-use crate::wire::header::protocol;
 
 /// The most bytes of one part, more or less: a third of what a message may have.
 const MAX_PART: usize = tapir_cni::protocol::MAX_MESSAGE / 3;
@@ -27,14 +27,12 @@ pub fn part(services: &service::Services, after: Option<&str>, limit: usize) -> 
 }
 
 fn row(row: &Row) -> Service {
-    let number = row.frontend.protocol;
-    let name = protocol::name(number).map_or_else(|| number.to_string(), str::to_ascii_uppercase);
     Service {
         name: row.service.name.to_string(),
         kind: row.service.kind.name().into(),
         address: row.frontend.address,
         port: row.frontend.port,
-        protocol: name,
+        protocol: protocol_name(row.frontend.protocol).to_ascii_uppercase(),
         ready: row.ready,
         endpoints: row.endpoints,
         local: row.local,

@@ -24,6 +24,7 @@ use ports::{map_source, open, reason, translate_source};
 
 /// How long the later fragments of a packet are waited for (`net.ipv4.ipfrag_time`).
 const FRAGMENTS: Duration = Duration::from_secs(30);
+
 /// What a packet becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Change {

@@ -1,6 +1,6 @@
 //! Connections are opened, with a source port that no other one has.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 use super::Context;
@@ -39,7 +39,7 @@ pub(super) fn map_source(
     context: &Context<'_>,
 ) -> Result<Tuple, DropReason> {
     let Context { flows, now, .. } = *context;
-    let nobody = if address.is_ipv6() { IpAddr::from([0; 16]) } else { IpAddr::from([0; 4]) };
+    let nobody: IpAddr = if address.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
     let lifetime = flows.timeouts().of(original.protocol(), State::ESTABLISHED);
     let source = original.with_destination(nobody, 0).about(Subject::Mapping);
     let mapped = |port| original.with_source(nobody, 0).with_destination(address, port).about(Subject::Mapped);
