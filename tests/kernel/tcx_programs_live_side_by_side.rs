@@ -48,7 +48,12 @@ fn tcx_programs_live_side_by_side() {
         assert_eq!(send(&mut sender, &mut [inner.packet(A, B)]), []);
         assert!(!ready(&receiver, Duration::from_millis(300)), "first: {first}: the host's program has not seen it");
         drop(foreign);
-        assert_eq!(send(&mut sender, &mut [inner.packet(A, B)]), []);
+        // Another test's child has a copy of every descriptor until it runs its own program, and so the link lives on.
+        let passes = (0..20).any(|_| {
+            assert_eq!(send(&mut sender, &mut [inner.packet(A, B)]), []);
+            ready(&receiver, Duration::from_millis(300))
+        });
+        assert!(passes, "first: {first}: the host's program is still there");
         assert_eq!(receive(&mut receiver, |batch| !batch.is_empty()).len(), 1, "first: {first}");
     }
 }
