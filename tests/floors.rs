@@ -14,6 +14,10 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 const MAX_LINES: usize = 450;
 /// Modules that may be asynchronous.
 const ASYNC: [&str; 4] = ["store", "cni", "api", "daemon"];
+/// Folders of `src/` that are crates of their own.
+const CRATES: [&str; 2] = ["src/sys/", "src/kube/"];
+/// Modules that may speak to a Kubernetes API server.
+const SPEAKS_KUBERNETES: [&str; 2] = ["store", "source"];
 /// Modules that are functions of their arguments: no clock, no file, no socket, no thread.
 const PURE: [&str; 9] = ["wire", "packet", "drop_reason", "flow", "table", "gso", "forward", "control", "cluster"];
 /// What a pure module does not name.
@@ -248,7 +252,8 @@ fn check(file: &str, source: &str, floors: &Floors) -> Vec<Breach> {
     let mut breaches = Vec::new();
     let is_sys = file.starts_with("src/sys/");
     let top = module.first().map_or("", String::as_str);
-    if file.starts_with("src/") && !is_sys && top != "bin" && !module.is_empty() {
+    let is_crate = CRATES.iter().any(|folder| file.starts_with(folder));
+    if file.starts_with("src/") && !is_crate && top != "bin" && !module.is_empty() {
         breaches.extend(imports(top, &findings, floors).into_iter().map(|(line, rule)| breach(line, rule)));
     }
     if !is_sys {
@@ -257,7 +262,7 @@ fn check(file: &str, source: &str, floors: &Floors) -> Vec<Breach> {
     }
     let permissions = findings.permissions.iter();
     breaches.extend(permissions.map(|line| breach(*line, "a lint against unsafe code is lifted".into())));
-    if file.starts_with("src/") && !ASYNC.contains(&top) {
+    if file.starts_with("src/") && !ASYNC.contains(&top) && top != "kube" {
         let is_async = |word: &str| matches!(word, "async" | "await" | "tokio");
         let words = findings.words.iter().filter(|(_, word)| is_async(word));
         breaches.extend(words.map(|(line, word)| breach(*line, format!("{word} outside cni, api and daemon"))));
@@ -289,6 +294,10 @@ fn imports(top: &str, findings: &Findings, floors: &Floors) -> Vec<(usize, Strin
             && let Some(impure) = IMPURE.iter().find(|impure| names(path, impure))
         {
             breaches.push((*line, format!("{top} is pure, but names {}", impure.join("::"))));
+        }
+        if path.first().is_some_and(|first| first == "tapir_kube") && !SPEAKS_KUBERNETES.contains(&top) {
+            breaches
+                .push((*line, format!("{top} speaks to Kubernetes, which is for {}", SPEAKS_KUBERNETES.join(", "))));
         }
         let Some(target) = target(path) else { continue };
         if target == top {
@@ -429,6 +438,7 @@ fn crate_roots_forbid_or_deny_unsafe_code() {
         assert!(source.lines().any(|line| line == attribute), "{file} has no {attribute}");
     };
     has("src/lib.rs", "#![deny(unsafe_code)]");
+    has("src/kube/lib.rs", "#![forbid(unsafe_code)]");
     has("cni-shim/src/lib.rs", "#![forbid(unsafe_code)]");
     has("cni-shim/src/main.rs", "#![forbid(unsafe_code)]");
 }
@@ -478,6 +488,8 @@ mod rules {
         breaks("src/wire/mod.rs", "use tapir_sys::tap;", "wire (floor 0) imports sys (floor 0)");
         breaks("src/table/mod.rs", "use crate::unheard::Of;", "crate::unheard is not in the table");
         breaks("src/stray.rs", "", "stray is not in the table");
+        breaks("src/cni.rs", "use tapir_kube::Client;", "1: cni speaks to Kubernetes");
+        keeps("src/kube/client.rs", "async fn f() { tokio::spawn(g()).await }");
     }
 
     #[test]
