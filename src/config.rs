@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::cluster::etcd;
+use crate::cluster::{etcd, kubernetes};
 use crate::control::Encapsulation;
 
 pub use network::{IpamKind, Nat, NatMapping, Network, Pool, PortRange, Services};
@@ -182,6 +182,10 @@ pub struct Store {
     pub username: Option<String>,
     /// The file that holds the user's password.
     pub password_file: Option<PathBuf>,
+    /// Names the Kubernetes API server and the user; empty: those of the pod that the daemon runs in.
+    pub kubeconfig: PathBuf,
+    /// Where in Kubernetes leases are kept.
+    pub namespace: String,
 }
 
 impl Default for Store {
@@ -195,6 +199,8 @@ impl Default for Store {
             key: None,
             username: None,
             password_file: None,
+            kubeconfig: PathBuf::new(),
+            namespace: kubernetes::Settings::default().namespace,
         }
     }
 }
@@ -208,6 +214,8 @@ pub enum StoreKind {
     Embedded,
     /// An etcd cluster, version 3.4 or later.
     Etcd,
+    /// A Kubernetes API server that knows `entries.tapir.dev`.
+    Kubernetes,
 }
 
 /// Another node, written down by hand.
@@ -334,6 +342,15 @@ impl Store {
             identity: self.cert.clone().zip(self.key.clone()),
             user: self.username.clone().zip(self.password_file.clone()),
             ..etcd::Settings::default()
+        }
+    }
+
+    /// How to reach the API server that is meant.
+    pub fn kubernetes(&self) -> kubernetes::Settings {
+        kubernetes::Settings {
+            kubeconfig: Some(self.kubeconfig.clone()).filter(|path| !path.as_os_str().is_empty()),
+            namespace: self.namespace.clone(),
+            ..kubernetes::Settings::default()
         }
     }
 }

@@ -13,6 +13,7 @@ mod entry;
 pub mod etcd;
 mod holdings;
 mod identity;
+pub mod kubernetes;
 mod lend;
 mod member;
 pub mod record;

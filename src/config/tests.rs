@@ -347,6 +347,42 @@ fn an_etcd_store_is_read() {
 }
 
 #[test]
+fn a_kubernetes_store_is_read() {
+    let store = |text: &str| Config::parse(text, Path::new("t.toml")).unwrap().store;
+    let within = store("[store]\nkind = \"kubernetes\"\n");
+    assert_eq!((within.kind, within.kubernetes()), (StoreKind::Kubernetes, kubernetes::Settings::default()));
+    let beside =
+        store("[store]\nkind = \"kubernetes\"\nkubeconfig = \"/etc/tapir/kubeconfig\"\nnamespace = \"net-1\"\n");
+    let expected = kubernetes::Settings {
+        kubeconfig: Some("/etc/tapir/kubeconfig".into()),
+        namespace: "net-1".into(),
+        ..kubernetes::Settings::default()
+    };
+    assert_eq!(beside.kubernetes(), expected);
+    let kubernetes = |more: &str| error(&format!("[store]\nkind = \"kubernetes\"\n{more}\n"));
+    for (found, message) in [
+        (kubernetes("kubeconfig = \"k\""), "3: store.kubeconfig: k is not an absolute path"),
+        (kubernetes("namespace = \"Net\""), "3: store.namespace: \"Net\" is not like tapir-system"),
+        (kubernetes("namespace = \"\""), "3: store.namespace: \"\" is not like tapir-system"),
+        (kubernetes("prefix = \"/x\""), "3: store.prefix: means something only with store.kind = \"etcd\""),
+        (
+            error("[store]\nkubeconfig = \"/k\"\n"),
+            "2: store.kubeconfig: means something only with store.kind = \"kubernetes\"",
+        ),
+        (
+            error("[store]\nkind = \"etcd\"\nendpoints = [\"http://e:2379\"]\nnamespace = \"n\"\n"),
+            "4: store.namespace: means something only with store.kind = \"kubernetes\"",
+        ),
+        (
+            kubernetes("[[peer]]\nname = \"a\"\naddress = \"172.31.0.2\"\npods = [\"10.244.1.0/24\"]"),
+            "3: peer[0]: means something only with store.kind = \"embedded\": nodes that share a store find each other",
+        ),
+    ] {
+        assert_eq!(found, format!("t.toml:{message}"));
+    }
+}
+
+#[test]
 fn a_store_that_cannot_be_meant_is_refused() {
     let etcd = |more: &str| error(&format!("[store]\nkind = \"etcd\"\nendpoints = [\"http://e:2379\"]\n{more}\n"));
     let tls = |more: &str| error(&format!("[store]\nkind = \"etcd\"\nendpoints = [\"https://e:2379\"]\n{more}\n"));
@@ -372,7 +408,7 @@ fn a_store_that_cannot_be_meant_is_refused() {
         (etcd("username = \"\"\npassword_file = \"/p\""), "4: store.username: is empty"),
         (
             etcd("[[peer]]\nname = \"a\"\naddress = \"172.31.0.2\"\npods = [\"10.244.1.0/24\"]"),
-            "4: peer[0]: means something only with store.kind = \"embedded\": nodes that share an etcd find each other",
+            "4: peer[0]: means something only with store.kind = \"embedded\": nodes that share a store find each other",
         ),
     ] {
         assert_eq!(found, format!("t.toml:{message}"));

@@ -204,11 +204,11 @@ pub enum StoreVerb {
         /// Into this file.
         #[arg(short = 'f', long = "file", value_name = "FILE")]
         file: Option<PathBuf>,
-        /// Of the etcd that this configuration names, without tapird.
+        /// Of the store that this configuration names, without tapird.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
-    /// Write an export into the etcd that a configuration names.
+    /// Write an export into the store that a configuration names.
     Import {
         /// The export.
         file: PathBuf,
@@ -219,7 +219,7 @@ pub enum StoreVerb {
         #[arg(long)]
         force: bool,
     },
-    /// Copy cluster state from tapird's store to the etcd that another configuration names, and say what remains to do.
+    /// Copy cluster state from tapird's store to the store that another configuration names, and say what remains to do.
     Migrate {
         /// The other configuration.
         #[arg(long, value_name = "FILE")]

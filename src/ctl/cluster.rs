@@ -11,7 +11,7 @@ use tapir_cni::protocol::Request;
 use super::args::{Cli, IpamVerb, NodesVerb, StoreVerb};
 use super::client::Client;
 use super::output::Terminal;
-use super::{CtlError, FAILURE, SUCCESS, etcd, view};
+use super::{CtlError, FAILURE, SUCCESS, named, view};
 use crate::api::cluster;
 use crate::api::types::{Check, Endpoint, Entries, Ipam, Peer, Status};
 use crate::cluster::{Entry, Key, Snapshot};
@@ -128,7 +128,7 @@ pub(super) fn store(cli: &Cli, verb: &StoreVerb, terminal: &mut Terminal<'_>) ->
         }
         StoreVerb::Export { file, config } => {
             let document = match config {
-                Some(config) => wait_for(Document::export(&etcd::open(config)?))?,
+                Some(config) => wait_for(named::open(config)?.export())?,
                 None => Document::of(&asked(cli)?)?,
             };
             let text = document.text();
@@ -139,15 +139,15 @@ pub(super) fn store(cli: &Cli, verb: &StoreVerb, terminal: &mut Terminal<'_>) ->
         }
         StoreVerb::Import { file, config, force } => {
             let document = Document::read(&read(file)?)?;
-            let imported = wait_for(document.import(&etcd::open(config)?, *force))?;
+            let imported = wait_for(named::open(config)?.import(&document, *force))?;
             terminal.show(cli.output, &imported, |done| {
                 format!("{} entries written, {} were there\n", done.written, done.unchanged)
             })?;
         }
         StoreVerb::Migrate { to, force } => {
-            let target = etcd::open(to)?;
+            let target = named::open(to)?;
             let document = Document::of(&asked(cli)?)?;
-            let imported = wait_for(document.migrate(&target, *force))?;
+            let imported = wait_for(target.migrate(&document, *force))?;
             terminal.show(cli.output, &imported, |done| steps(to, done.written + done.unchanged))?;
         }
     }

@@ -11,10 +11,10 @@ pub mod check;
 mod client;
 mod cluster;
 mod drops;
-mod etcd;
 mod explain;
 mod flows;
 mod manual;
+mod named;
 mod output;
 mod services;
 mod table;
@@ -90,8 +90,8 @@ pub enum CtlError {
     #[error(transparent)]
     Config(Box<ConfigError>),
     /// A config that names no store which can be used without its daemon.
-    #[error("{0}: store.kind is embedded: tapird makes such a store from its config; name an etcd")]
-    NoEtcd(PathBuf),
+    #[error("{0}: store.kind is embedded: tapird makes such a store from its config; name an etcd, or kubernetes")]
+    NoSharedStore(PathBuf),
     /// The daemon has read the store again while it was asked for it in parts.
     #[error("somebody else asked tapird for the store at the same time; try again")]
     Changed,

@@ -67,7 +67,7 @@ impl Daemon {
     fn cluster_name(&self) -> &'static str {
         match self.config.store.kind {
             StoreKind::Embedded => "config",
-            StoreKind::Etcd => "store",
+            StoreKind::Etcd | StoreKind::Kubernetes => "store",
         }
     }
 

@@ -11,9 +11,11 @@ use crate::cluster::{Durable, Entry, Identity, Kind, Member, Revision};
 use crate::config::{Config, StoreKind};
 use crate::control::Underlay;
 use crate::host::clock;
+#[cfg(feature = "kubernetes")]
+use crate::store::Kubernetes;
 use crate::store::local::{Found, Store};
 use crate::store::session::{Session, Update};
-use crate::store::{Embedded, Etcd};
+use crate::store::{Embedded, Etcd, StoreError};
 
 /// Who this node is.
 pub(super) fn identity(config: &Config, underlay: &Underlay, instance: &str) -> Identity {
@@ -51,9 +53,8 @@ pub(super) fn join(
             member.remember(entries, revision);
             (member, session, updates, Some(embedded))
         }
-        StoreKind::Etcd => {
-            let etcd = Etcd::new(config.store.etcd()).map_err(DaemonError::Cluster)?;
-            let (session, updates) = Session::start(etcd);
+        StoreKind::Etcd | StoreKind::Kubernetes => {
+            let (session, updates) = meet(config).map_err(DaemonError::Cluster)?;
             let (entries, revision) = remembered(store);
             let mut member = Member::new(me, policy, durable, seed);
             member.remember(entries, revision);
@@ -63,6 +64,17 @@ pub(super) fn join(
     let cluster = Cluster::new(member, session, embedded, now);
     cluster.announce(&name);
     Ok((cluster, updates))
+}
+
+/// Begins to keep in touch with the store that all nodes share.
+fn meet(config: &Config) -> Result<(Session, mpsc::Receiver<Update>), StoreError> {
+    if config.store.kind == StoreKind::Kubernetes {
+        #[cfg(feature = "kubernetes")]
+        return Ok(Session::start(Kubernetes::new(&config.store.kubernetes())?));
+        #[cfg(not(feature = "kubernetes"))]
+        return Err(StoreError::not_built());
+    }
+    Ok(Session::start(Etcd::new(config.store.etcd())?))
 }
 
 /// What the cluster was like. Without a copy that can be read, routes to other nodes have to wait for the store.

@@ -17,7 +17,7 @@ use super::object::Object;
 use super::resource::{ENDPOINT_SLICES, Resource};
 
 /// Who writes, in objects' `managedFields`.
-const FIELD_MANAGER: &str = "tapir";
+const WRITER: &str = "tapir";
 
 /// How a server is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -282,11 +282,11 @@ pub(crate) fn invalid(call: &Call, error: &kube::core::request::Error) -> Error 
 }
 
 fn post() -> PostParams {
-    PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() }
+    PostParams { field_manager: Some(WRITER.into()), ..PostParams::default() }
 }
 
 fn patch_params() -> PatchParams {
-    PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() }
+    PatchParams { field_manager: Some(WRITER.into()), ..PatchParams::default() }
 }
 
 impl Settings {

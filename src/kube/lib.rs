@@ -19,6 +19,6 @@ mod watch;
 pub use client::{Client, Patch, Preconditions, Settings};
 pub use error::{Call, Error};
 pub use follow::Followed;
-pub use object::Object;
+pub use object::{Object, micro_time};
 pub use resource::{ENDPOINT_SLICES, ENTRIES, EVENTS, LEASES, NAMESPACES, NODES, PODS, Resource, SERVICES, Selection};
 pub use watch::{Told, Watch};

@@ -1,5 +1,8 @@
 //! Objects as the server has them.
 
+use std::time::SystemTime;
+
+use k8s_openapi::jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use super::resource::Resource;
@@ -39,6 +42,11 @@ impl Object {
     }
 }
 
+/// A time as the API's `MicroTime` has it: `2026-01-31T12:00:00.000000Z`. What no calendar has becomes 1970.
+pub fn micro_time(at: SystemTime) -> String {
+    Timestamp::try_from(at).unwrap_or_default().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string()
+}
+
 fn text(map: &Map<String, Value>, key: &str) -> String {
     map.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
@@ -49,6 +57,12 @@ mod tests {
 
     use super::super::resource::NODES;
     use super::*;
+
+    #[test]
+    fn times_are_of_the_api() {
+        let at = SystemTime::UNIX_EPOCH + std::time::Duration::from_micros(1_769_860_800_000_010);
+        assert_eq!(micro_time(at), "2026-01-31T12:00:00.000010Z");
+    }
 
     #[test]
     fn an_object_has_a_name() {

@@ -115,3 +115,11 @@ pub enum StoreError {
         key: String,
     },
 }
+
+#[cfg(not(feature = "kubernetes"))]
+impl StoreError {
+    /// Of a config that wants a store which was left out.
+    pub(crate) fn not_built() -> Self {
+        Self::Setup { key: "store.kind", reason: "this was built without the feature `kubernetes`".into() }
+    }
+}

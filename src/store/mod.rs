@@ -12,6 +12,8 @@ mod error;
 pub mod etcd;
 pub mod flows;
 mod interface;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 pub mod layout;
 pub mod local;
 pub mod memory;
@@ -20,6 +22,8 @@ pub mod session;
 pub use error::StoreError;
 pub use etcd::Etcd;
 pub use interface::{Batch, Lease, Listing, Store, Watch, WatchError};
+#[cfg(feature = "kubernetes")]
+pub use kubernetes::Kubernetes;
 pub use memory::{Embedded, Memory};
 
 use std::collections::BTreeSet;
