@@ -1,9 +1,10 @@
-//! Files that Kubernetes objects are written in: services and their endpoints.
+//! Where Kubernetes objects are from: files with services and their endpoints, and a cluster's API server.
 //!
-//! [`parse`] makes objects of a file's text, all of them or none; [`folder`] finds the files that are others than before.
-//! Nothing here decides what the objects mean (`control::service` does).
+//! [`parse`] makes objects of a file's text, all of them or none; [`folder`] finds the files that are others than before;
+//! [`kubernetes`] holds what the API server has told. Nothing here decides what services mean (`control::service` does).
 
 pub mod folder;
+pub mod kubernetes;
 mod parse;
 
 use std::fmt;
