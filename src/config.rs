@@ -1,5 +1,6 @@
 //! `tapird.toml`: one struct, unknown keys refused, validated once into typed values.
 
+mod kubernetes;
 mod network;
 mod outline;
 mod validate;
@@ -14,9 +15,10 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::cluster::{etcd, kubernetes};
+use crate::cluster::{self, etcd};
 use crate::control::Encapsulation;
 
+pub use kubernetes::{Kubernetes, Source};
 pub use network::{IpamKind, Nat, NatMapping, Network, Pool, PortRange, Services};
 
 /// The largest config that is read, in bytes.
@@ -36,6 +38,8 @@ pub struct Config {
     pub underlay: Underlay,
     /// `[store]`
     pub store: Store,
+    /// `[kubernetes]`
+    pub kubernetes: Kubernetes,
     /// `[[peer]]`
     #[serde(rename = "peer")]
     pub peers: Vec<Peer>,
@@ -200,7 +204,7 @@ impl Default for Store {
             username: None,
             password_file: None,
             kubeconfig: PathBuf::new(),
-            namespace: kubernetes::Settings::default().namespace,
+            namespace: cluster::kubernetes::Settings::default().namespace,
         }
     }
 }
@@ -346,11 +350,11 @@ impl Store {
     }
 
     /// How to reach the API server that is meant.
-    pub fn kubernetes(&self) -> kubernetes::Settings {
-        kubernetes::Settings {
+    pub fn kubernetes(&self) -> cluster::kubernetes::Settings {
+        cluster::kubernetes::Settings {
             kubeconfig: Some(self.kubeconfig.clone()).filter(|path| !path.as_os_str().is_empty()),
             namespace: self.namespace.clone(),
-            ..kubernetes::Settings::default()
+            ..cluster::kubernetes::Settings::default()
         }
     }
 }

@@ -221,7 +221,7 @@ impl Member {
     /// Claims what is needed, gives up what is not.
     pub(super) fn change_blocks(&mut self, holdings: &Holdings, now: Duration) -> Vec<Write> {
         self.watch_idle(holdings, now);
-        if self.policy.fixed.is_empty() {
+        if self.policy.fixed.is_none() {
             for ipv6 in [false, true] {
                 self.claim_ahead(holdings, ipv6, now);
                 self.release_surplus(holdings, ipv6, now);
@@ -237,10 +237,10 @@ impl Member {
 
     /// Ranges that the config fixes are claimed; others go when no pod has an address of them.
     fn keep_to_fixed(&mut self, holdings: &Holdings, now: Duration) {
-        for prefix in self.policy.fixed.clone() {
+        for prefix in self.policy.fixed().to_vec() {
             self.start_claim(prefix, now);
         }
-        let fixed = &self.policy.fixed;
+        let fixed = self.policy.fixed.as_deref().unwrap_or_default();
         for (prefix, owned) in self.durable.owned.iter_mut().filter(|(prefix, _)| !fixed.contains(prefix)) {
             // Of a block that is not trusted just now it is not known.
             let empty = holdings.fill.get(prefix).is_some_and(|fill| fill.assigned + fill.cooling == 0);
@@ -344,7 +344,12 @@ impl Member {
 
     /// A block that is nobody's. Every node begins to look at another place, so that few meet.
     pub(super) fn choose(&self, ipv6: bool) -> Option<IpNet> {
-        let mut open = self.usable_pools(ipv6).filter(|(prefix, _)| !self.is_full(*prefix));
+        self.choose_of(ipv6, |_| true)
+    }
+
+    /// The same, of some pools only.
+    fn choose_of(&self, ipv6: bool, wanted: impl Fn(IpNet) -> bool) -> Option<IpNet> {
+        let mut open = self.usable_pools(ipv6).filter(|&(prefix, _)| wanted(prefix) && !self.is_full(prefix));
         open.find_map(|(prefix, pool)| {
             let bits = u32::from(pool.block_size - prefix.prefix_len());
             let count = 1_u128.checked_shl(bits).unwrap_or(u128::MAX);
@@ -362,8 +367,8 @@ impl Member {
 
     /// Whether more addresses of a family may come without anybody's doing.
     pub fn expects_more(&self, ipv6: bool) -> bool {
-        let missing = self.policy.fixed.iter().any(|prefix| !self.durable.owned.contains_key(prefix));
-        let free = self.policy.fixed.is_empty() && !self.is_at_limit(ipv6) && self.choose(ipv6).is_some();
+        let missing = self.policy.fixed().iter().any(|prefix| !self.durable.owned.contains_key(prefix));
+        let free = self.policy.fixed.is_none() && !self.is_at_limit(ipv6) && self.choose(ipv6).is_some();
         let any = self.is_under_way(ipv6) || missing || free || self.is_offered(ipv6);
         self.connected && self.refused.is_empty() && any
     }
@@ -382,7 +387,7 @@ impl Member {
         }
         let pool = self.usable_pools(address.is_ipv6()).find(|(prefix, _)| prefix.contains(&address));
         let (_, pool) = pool.ok_or_else(|| format!("{address} is in no pool that this node may use"))?;
-        if !self.policy.fixed.is_empty() || self.is_at_limit(address.is_ipv6()) {
+        if self.policy.fixed.is_some() || self.is_at_limit(address.is_ipv6()) {
             return Err(format!("{address} is outside this node's ranges, and it may have no others"));
         }
         let block = IpNet::new(address, pool.block_size).map_err(|error| error.to_string())?;
@@ -390,9 +395,28 @@ impl Member {
         Ok(())
     }
 
+    /// Asks for a block with addresses of `range`, which is a pool, holds some, or is a part of one.
+    ///
+    /// # Errors
+    /// Why it can't be had.
+    pub fn request_of(&mut self, range: IpNet) -> Result<(), String> {
+        let ipv6 = is_ipv6(range);
+        if self.policy.fixed.is_some() || self.is_at_limit(ipv6) {
+            return Err(format!("{range} is outside this node's ranges, and it may have no others"));
+        }
+        if self.requested.iter().any(|block| range.contains(block)) {
+            return Ok(());
+        }
+        match self.choose_of(ipv6, |pool| range.contains(&pool)) {
+            Some(block) => drop(self.requested.insert(block)),
+            None => return self.request(range.network()),
+        }
+        Ok(())
+    }
+
     /// Ranges that the config gives to this node, and others have.
     pub(super) fn overlaps(&self) -> Vec<String> {
-        let taken = self.policy.fixed.iter().filter_map(|&prefix| {
+        let taken = self.policy.fixed().iter().filter_map(|&prefix| {
             let mut others = self.replica.overlapping(prefix);
             let (other, known) = others.find(|(_, known)| known.record.node != self.me.name)?;
             Some(format!("network.node_cidrs: {prefix} overlaps {other} of node {}", known.record.node))

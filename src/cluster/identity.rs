@@ -33,12 +33,19 @@ pub struct Policy {
     pub strict_affinity: bool,
     /// The most blocks of a family; 0: no limit.
     pub max_blocks: usize,
-    /// Exactly these ranges, and no others.
-    pub fixed: Vec<IpNet>,
+    /// Exactly these ranges, and no others; none: blocks of the pools.
+    pub fixed: Option<Vec<IpNet>>,
     /// The store is this node's own, and whatever it loses was meant to go.
     pub trusting: bool,
     /// The pools that are made if the cluster has none.
     pub pools: Vec<(IpNet, Pool)>,
+}
+
+impl Policy {
+    /// The ranges that are this node's and nobody else's.
+    pub fn fixed(&self) -> &[IpNet] {
+        self.fixed.as_deref().unwrap_or_default()
+    }
 }
 
 impl Identity {

@@ -73,7 +73,7 @@ impl Member {
     /// Borrows, and gives back.
     pub(super) fn borrow(&mut self, holdings: &Holdings, now: Duration) -> Vec<Write> {
         let mut writes = self.settle_loans(holdings, now);
-        if self.policy.strict_affinity || !self.policy.fixed.is_empty() {
+        if self.policy.strict_affinity || self.policy.fixed.is_some() {
             return writes;
         }
         for ipv6 in [false, true] {
@@ -91,7 +91,7 @@ impl Member {
 
     /// Whether other nodes offer addresses of a family.
     pub(super) fn is_offered(&self, ipv6: bool) -> bool {
-        let lends = !self.policy.strict_affinity && self.policy.fixed.is_empty();
+        let lends = !self.policy.strict_affinity && self.policy.fixed.is_none();
         lends && self.take_offer(ipv6).is_some()
     }
 

@@ -270,8 +270,8 @@ impl Member {
 
     /// The families that pods get an address of, true for IPv6: those of the ranges that this node may have.
     pub fn families(&self) -> Vec<bool> {
-        let fixed = |ipv6: bool| self.policy.fixed.iter().any(|&prefix| is_ipv6(prefix) == ipv6);
-        let pools = |ipv6: bool| self.policy.fixed.is_empty() && self.usable_pools(ipv6).next().is_some();
+        let fixed = |ipv6: bool| self.policy.fixed().iter().any(|&prefix| is_ipv6(prefix) == ipv6);
+        let pools = |ipv6: bool| self.policy.fixed.is_none() && self.usable_pools(ipv6).next().is_some();
         [false, true].into_iter().filter(|&ipv6| fixed(ipv6) || pools(ipv6)).collect()
     }
 

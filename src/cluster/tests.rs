@@ -258,7 +258,7 @@ fn a_node_that_was_leaving_writes_its_blocks_anew() {
 fn fixed_ranges_are_claimed_and_an_overlap_is_told() {
     let mut lab = Lab::new(&[("10.1.0.0/24", pool(28))]);
     lab.force(Kind::Block, "10.1.0.64/28", Some(text(&confirmed("n9"))));
-    lab.join(|_, policy| policy.fixed = vec![net("10.1.0.32/27"), net("10.1.0.64/27")]);
+    lab.join(|_, policy| policy.fixed = Some(vec![net("10.1.0.32/27"), net("10.1.0.64/27")]));
     lab.settle();
     assert_eq!(lab.ranges(0), [net("10.1.0.32/27")]);
     let problem = "network.node_cidrs: 10.1.0.64/27 overlaps 10.1.0.64/28 of node n9".to_owned();

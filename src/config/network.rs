@@ -143,6 +143,8 @@ pub enum IpamKind {
     Blocks,
     /// Each node has the ranges of its `node_cidrs`.
     Static,
+    /// Each node has the ranges that Kubernetes' controller manager gives to it.
+    PodCidr,
 }
 
 /// A range of pod addresses; in the file a CIDR, or a table with more.

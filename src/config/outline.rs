@@ -5,9 +5,7 @@
 //! around them is named.
 
 /// Keys of later versions, which a config written for one of them holds.
-const LATER_KEYS: &[&str] = &["bgp", "network.policy_dir", "store.kubeconfig"];
-/// Values of later versions.
-const LATER_VALUES: &[(&str, &str)] = &[("network.ipam", "podcidr"), ("store.kind", "kubernetes")];
+const LATER_KEYS: &[&str] = &["bgp", "network.policy_dir"];
 
 /// The keys of a file, in order.
 #[derive(Debug)]
@@ -60,11 +58,6 @@ impl Outline {
 /// The parser's message about `key`, in words that lead on.
 pub fn explain(key: &str, message: &str) -> String {
     let bare = key.split('[').next().unwrap_or(key);
-    if let Some(value) = quoted(message, "unknown variant `")
-        && LATER_VALUES.contains(&(bare, value))
-    {
-        return format!("\"{value}\" is not in this version of tapir");
-    }
     let Some(field) = quoted(message, "unknown field `") else { return message.to_owned() };
     let later = LATER_KEYS.iter().any(|&later| {
         let below = bare.strip_prefix(later).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));

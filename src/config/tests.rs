@@ -127,7 +127,6 @@ fn what_is_wrong_with_a_pool_is_named() {
             "[network]\npools = [{ cidr = \"10.9.0.0/24\", node_selector = \"zone != 'a'\" }]\n",
             "t.toml:2: network.pools[0].node_selector: \"zone !\" can't be the key of a label",
         ),
-        ("[network]\nipam = \"podcidr\"\n", "t.toml:2: network.ipam: \"podcidr\" is not in this version of tapir"),
         (
             "[underlay]\nencapsulation = \"ipip\"\n",
             "t.toml:2: underlay.encapsulation: unknown variant `ipip`, expected one of `always`, `cross-subnet`, \
@@ -150,7 +149,7 @@ fn syntax_errors_name_file_line_and_key() {
         ),
         (
             "[nodes]\n",
-            "t.toml:1: nodes: unknown key `nodes`, expected one of `node`, `network`, `underlay`, `store`, `peer`",
+            "t.toml:1: nodes: unknown key `nodes`, expected one of `node`, `network`, `underlay`, `store`, `kubernetes`, `peer`",
         ),
         (
             "[network]\npools = [\n  \"10.0.0.0/8\",\n  \"10.1\",\n]\n",
@@ -175,8 +174,6 @@ fn what_later_versions_have_is_named_as_such() {
         ("[network]\npolicy_dir = \"/\"\n", "t.toml:2: network.policy_dir: not in this version of tapir; remove it"),
         ("[bgp]\nenabled = false\n", "t.toml:1: bgp: not in this version of tapir; remove it"),
         ("[[bgp.peer]]\naddress = \"1.1.1.1\"\n", "t.toml:1: bgp.peer[0]: not in this version of tapir; remove it"),
-        ("[store]\nkind = \"kubernetes\"\n", "t.toml:2: store.kind: \"kubernetes\" is not in this version of tapir"),
-        ("[store]\nkubeconfig = \"\"\n", "t.toml:2: store.kubeconfig: not in this version of tapir; remove it"),
         (
             "[underlay]\ntransport = \"tcp\"\n",
             "t.toml:2: underlay.transport: unknown variant `tcp`, expected one of `ipip`, `udp`, `auto`",
@@ -350,13 +347,16 @@ fn an_etcd_store_is_read() {
 fn a_kubernetes_store_is_read() {
     let store = |text: &str| Config::parse(text, Path::new("t.toml")).unwrap().store;
     let within = store("[store]\nkind = \"kubernetes\"\n");
-    assert_eq!((within.kind, within.kubernetes()), (StoreKind::Kubernetes, kubernetes::Settings::default()));
+    assert_eq!(
+        (within.kind, within.kubernetes()),
+        (StoreKind::Kubernetes, crate::cluster::kubernetes::Settings::default())
+    );
     let beside =
         store("[store]\nkind = \"kubernetes\"\nkubeconfig = \"/etc/tapir/kubeconfig\"\nnamespace = \"net-1\"\n");
-    let expected = kubernetes::Settings {
+    let expected = crate::cluster::kubernetes::Settings {
         kubeconfig: Some("/etc/tapir/kubeconfig".into()),
         namespace: "net-1".into(),
-        ..kubernetes::Settings::default()
+        ..crate::cluster::kubernetes::Settings::default()
     };
     assert_eq!(beside.kubernetes(), expected);
     let kubernetes = |more: &str| error(&format!("[store]\nkind = \"kubernetes\"\n{more}\n"));
@@ -367,7 +367,7 @@ fn a_kubernetes_store_is_read() {
         (kubernetes("prefix = \"/x\""), "3: store.prefix: means something only with store.kind = \"etcd\""),
         (
             error("[store]\nkubeconfig = \"/k\"\n"),
-            "2: store.kubeconfig: means something only with store.kind = \"kubernetes\"",
+            "2: store.kubeconfig: means something only with store.kind = \"kubernetes\" or kubernetes.source = \"on\"",
         ),
         (
             error("[store]\nkind = \"etcd\"\nendpoints = [\"http://e:2379\"]\nnamespace = \"n\"\n"),
@@ -511,4 +511,27 @@ fn what_is_wrong_with_services_and_connections_is_named() {
         "t.toml: network.service_cidrs: 10.96.0.0/12 holds 10.100.0.1, a node's address"
     );
     assert_eq!(error("[node]\nzone = \"a b\"\n"), "t.toml:2: node.zone: \"a b\" can't be the value of the label zone");
+}
+
+#[test]
+fn ranges_of_node_objects_go_with_nothing_that_says_others() {
+    let podcidr = |more: &str| error(&format!("[network]\nipam = \"podcidr\"\n{more}\n"));
+    for (found, message) in [
+        (podcidr("[kubernetes]\nsource = \"off\""), "2: network.ipam: \"podcidr\" needs kubernetes.source"),
+        (
+            podcidr("[store]\nkind = \"etcd\"\nendpoints = [\"http://e:2379\"]"),
+            "2: network.ipam: \"podcidr\" needs store.kind",
+        ),
+        (podcidr("node_cidrs = [\"10.244.0.0/24\"]"), "3: network.node_cidrs: means nothing with"),
+        (
+            podcidr("[[peer]]\nname = \"a\"\naddress = \"172.31.0.2\"\npods = [\"10.244.1.0/24\"]"),
+            "3: peer[0]: means nothing with",
+        ),
+    ] {
+        assert!(found.starts_with(&format!("t.toml:{message}")), "{found}");
+    }
+    let config = |text: &str| Config::parse(text, Path::new("t.toml")).unwrap();
+    assert!(config("[network]\nipam = \"podcidr\"\n").follows_kubernetes());
+    assert!(!config("").follows_kubernetes());
+    assert!(config("[kubernetes]\nsource = \"on\"\n").follows_kubernetes());
 }

@@ -65,6 +65,7 @@ impl Config {
             .or_else(|| self.node_cidrs_problem())
             .or_else(|| self.store_problem())
             .or_else(|| self.peers_problem())
+            .or_else(|| self.source_problem())
             .or_else(|| self.services_problem())
             .or_else(|| self.connections_problem())
     }
@@ -77,18 +78,12 @@ impl Config {
         let given = given.chain(store.username.iter().map(|_| "username"));
         let given = given.chain((!store.endpoints.is_empty()).then_some("endpoints"));
         let given: Vec<_> = given.chain((store.prefix != Store::default().prefix).then_some("prefix")).collect();
-        if store.kind != StoreKind::Kubernetes {
-            let default = Store::default();
-            let key = (store.kubeconfig != default.kubeconfig).then_some("kubeconfig");
-            if let Some(key) = key.or((store.namespace != default.namespace).then_some("namespace")) {
-                return at(&format!("store.{key}"), "means something only with store.kind = \"kubernetes\"".into());
-            }
+        if let Some(problem) = self.api_server_problem() {
+            return Some(problem);
         }
         if store.kind != StoreKind::Etcd {
-            if let Some(key) = given.first() {
-                return at(&format!("store.{key}"), "means something only with store.kind = \"etcd\"".into());
-            }
-            return self.kubernetes_problem();
+            let key = given.first()?;
+            return at(&format!("store.{key}"), "means something only with store.kind = \"etcd\"".into());
         }
         if store.endpoints.is_empty() {
             return at("store.endpoints", "at least one is needed, like \"http://127.0.0.1:2379\"".into());
@@ -128,20 +123,6 @@ impl Config {
         }
         if store.username.as_ref().is_some_and(String::is_empty) {
             return at("store.username", "is empty".into());
-        }
-        None
-    }
-
-    fn kubernetes_problem(&self) -> Problem {
-        let store = &self.store;
-        if store.kind != StoreKind::Kubernetes {
-            return None;
-        }
-        if !store.kubeconfig.as_os_str().is_empty() && !store.kubeconfig.is_absolute() {
-            return at("store.kubeconfig", format!("{} is not an absolute path", store.kubeconfig.display()));
-        }
-        if !is_namespace(&store.namespace) {
-            return at("store.namespace", format!("{:?} is not like tapir-system", store.namespace));
         }
         None
     }
@@ -440,17 +421,6 @@ fn is_endpoint(text: &str) -> bool {
         None => !host.is_empty() && host.bytes().all(plain),
     };
     host && port.parse::<u16>().is_ok_and(|port| port > 0)
-}
-
-/// A namespace of Kubernetes: a label of RFC 1123.
-fn is_namespace(name: &str) -> bool {
-    let is_end =
-        |letter: Option<&u8>| letter.is_some_and(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit());
-    let bytes = name.as_bytes();
-    bytes.len() <= 63
-        && is_end(bytes.first())
-        && is_end(bytes.last())
-        && bytes.iter().all(|letter| matches!(letter, b'a'..=b'z' | b'0'..=b'9' | b'-'))
 }
 
 /// A path that begins with `/` and does not end with one.

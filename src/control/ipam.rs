@@ -179,6 +179,24 @@ impl Ipam {
         Ok(chosen)
     }
 
+    /// The same, where the pod's family of each of `pools` has to be among what is assigned.
+    ///
+    /// # Errors
+    /// [`IpamError`].
+    pub fn assign_from(
+        &mut self,
+        pools: &[IpNet],
+        within: &[(IpAddr, IpAddr)],
+        now: Duration,
+    ) -> Result<Vec<IpAddr>, IpamError> {
+        let wanted = within.iter().map(|&(first, last)| span(first, last)).collect::<Result<Vec<_>, _>>()?;
+        let lacking = pools.iter().map(|pool| matches!(pool, IpNet::V6(_)));
+        if lacking.into_iter().any(|ipv6| self.candidates(ipv6, &wanted).is_empty()) {
+            return Err(IpamError::Disjoint { ranges: self.describe(None) });
+        }
+        self.assign(within, now)
+    }
+
     /// Assigns exactly these addresses. With `foreign` they may lie outside the node's ranges: another IPAM plugin
     /// has chosen them.
     ///

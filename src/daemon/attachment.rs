@@ -82,6 +82,8 @@ pub(super) enum Outcome {
     Watched { gone: Vec<AttachmentId> },
     /// Connections were written.
     FlowsKept { changes: u64, at: Duration, result: Result<(), FlowsError> },
+    /// What Kubernetes says was written.
+    KubernetesKept { result: Result<(), local::StoreError> },
     /// Services and the host's addresses were looked at.
     Looked(Box<Found>),
     /// The host's side was looked at, and set right.

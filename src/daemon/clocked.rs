@@ -90,6 +90,7 @@ impl Daemon {
         self.tend_cluster(now);
         self.tend_nat();
         self.tend_services();
+        self.tend_kubernetes(now);
         self.tend_flows(now);
         if !self.clocked.watching && is_due(&mut self.clocked.watch, WATCH, now) {
             self.watch();
@@ -131,6 +132,7 @@ impl Daemon {
                 }
             }
             Outcome::FlowsKept { changes, at, result } => self.flows_kept(changes, at, result),
+            Outcome::KubernetesKept { result } => self.kubernetes_kept(result),
             Outcome::Looked(found) => self.looked(*found),
             Outcome::Reconciled { underlay, host, held } => {
                 self.take_held(held);

@@ -21,7 +21,7 @@ pub(super) fn policy(config: &Config) -> Policy {
     Policy {
         strict_affinity: network.strict_affinity,
         max_blocks: network.max_blocks as usize,
-        fixed: network.node_cidrs.clone(),
+        fixed: (config.has_pod_cidrs() || !network.node_cidrs.is_empty()).then(|| network.node_cidrs.clone()),
         trusting: config.store.kind == crate::config::StoreKind::Embedded,
         pools: network.pools.iter().map(|pool| (pool.cidr, pool_record(config, pool))).collect(),
     }

@@ -36,6 +36,7 @@ mod embedded;
 mod host_ports;
 mod join;
 mod keeping;
+mod kubernetes;
 mod listings;
 mod nat;
 mod parked;
@@ -219,6 +220,7 @@ struct Daemon {
     waiting: Vec<Waiting>,
     cluster: Cluster,
     services: services::Services,
+    kubernetes: kubernetes::Kubernetes,
 }
 
 /// The ports that are not pods'.
@@ -248,6 +250,7 @@ struct Inputs {
     server: Server,
     http: Option<tokio::net::TcpListener>,
     updates: mpsc::Receiver<Update>,
+    kubernetes: mpsc::Receiver<crate::source::kubernetes::Told>,
     told: Told,
     signals: Signals,
 }
@@ -270,7 +273,7 @@ impl Signals {
 
 impl Daemon {
     async fn run(mut self, inputs: Inputs) -> Result<(), DaemonError> {
-        let Inputs { server, http: listener, mut updates, told, mut signals } = inputs;
+        let Inputs { server, http: listener, mut updates, mut kubernetes, told, mut signals } = inputs;
         let Told { mut failures, mut errors, mut probes } = told;
         let (to, mut messages) = mpsc::channel(BACKLOG);
         let server = tokio::spawn(async move { server.serve(to).await });
@@ -299,6 +302,13 @@ impl Daemon {
                     for _ in 1..BATCH {
                         let Ok(update) = updates.try_recv() else { break };
                         self.heard(update);
+                    }
+                }
+                Some(told) = kubernetes.recv() => {
+                    self.hear_kubernetes(told);
+                    for _ in 1..BATCH {
+                        let Ok(told) = kubernetes.try_recv() else { break };
+                        self.hear_kubernetes(told);
                     }
                 }
                 failure = failures.recv() => match failure {

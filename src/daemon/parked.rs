@@ -15,6 +15,8 @@ use crate::host::clock;
 
 /// How long an ADD waits. The plugin has more patience than this, and the runtime more than the plugin.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one waits for Kubernetes to tell of its pod: then it goes on without the pod's annotations.
+const UNHEARD: Duration = Duration::from_secs(3);
 /// The most ADDs that wait.
 const MOST: usize = 256;
 
@@ -42,7 +44,12 @@ impl Daemon {
     }
 
     /// Whether what an ADD lacks may come by itself, or can be had.
-    pub(super) fn may_come(&mut self, error: &IpamError) -> bool {
+    pub(super) fn may_come(&mut self, unassigned: &Unassigned) -> bool {
+        let error = match unassigned {
+            Unassigned::Refused(_) => return false,
+            Unassigned::Coming(_) | Unassigned::Unheard => return self.cluster.parked.len() < MOST,
+            Unassigned::Ipam(error) => error,
+        };
         let unheard = self.cluster.is_unheard();
         let member = &mut self.cluster.member;
         self.cluster.parked.len() < MOST
@@ -62,9 +69,10 @@ impl Daemon {
             if parked.done.is_abandoned() {
                 continue;
             }
-            let result = self.try_assign(&parked.add, &parked.netns);
+            let patient = now + PATIENCE < parked.until + UNHEARD;
+            let result = self.try_assign(&parked.add, &parked.netns, patient);
             match &result {
-                Err(Unassigned::Ipam(error)) if now < parked.until && self.may_come(error) => {
+                Err(unassigned) if now < parked.until && self.may_come(unassigned) => {
                     self.cluster.parked.push(parked);
                 }
                 _ => self.assigned(parked.add, parked.connection, parked.done, result),

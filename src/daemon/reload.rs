@@ -54,6 +54,8 @@ fn fixed(old: &Config, new: &Config, underlay: &Underlay) -> Vec<&'static str> {
         ("underlay.interface", old.underlay.interface != new.underlay.interface),
         ("underlay.backend", old.underlay.backend != new.underlay.backend),
         ("underlay.transport", old.underlay.transport != new.underlay.transport),
+        ("network.ipam", old.has_pod_cidrs() != new.has_pod_cidrs()),
+        ("kubernetes.source", old.follows_kubernetes() != new.follows_kubernetes()),
         ("store.kind", old.store.kind != new.store.kind),
         ("store.endpoints", old.store.endpoints != new.store.endpoints),
         ("store.prefix", old.store.prefix != new.store.prefix),
@@ -82,8 +84,10 @@ impl Daemon {
     }
 
     fn replace_config(&mut self) -> Result<(), DaemonError> {
-        let config = Config::load(&self.path)?;
-        let refuse = |key: &str, message| DaemonError::Config { place: Place::find(&self.path, key), message };
+        let written = Config::load(&self.path)?;
+        let config = self.kubernetes.derive(&written);
+        let path = self.path.clone();
+        let refuse = |key: &str, message| DaemonError::Config { place: Place::find(&path, key), message };
         let fixed = fixed(&self.config, &config, self.desired.underlay());
         if let [first, others @ ..] = &fixed[..] {
             let too = if others.is_empty() { String::new() } else { format!(" (nor can {})", others.join(", ")) };
@@ -92,16 +96,29 @@ impl Daemon {
         if let Some((key, message)) = contradiction(&config, self.desired.underlay()) {
             return Err(refuse(&key, message));
         }
+        self.adopt_config(config).map_err(|(key, message)| refuse(&key, message))?;
+        self.kubernetes.rewrite(written);
+        Ok(())
+    }
+
+    /// Lets another config count, if no pod loses an address by it.
+    ///
+    /// # Errors
+    /// The key that stands against it, and why.
+    pub(super) fn adopt_config(&mut self, config: Config) -> Result<(), (String, String)> {
+        if config == self.config {
+            return Ok(());
+        }
         let records = || self.attachments.values().map(|attachment| &attachment.record);
         let ipam = self.ipam_of(&config).map_err(|address| {
             let owner = self.owner(address);
-            refuse("network.node_cidrs", format!("{owner} has {address}, which would no longer be its own"))
+            ("network.node_cidrs".to_owned(), format!("{owner} has {address}, which would no longer be its own"))
         })?;
         for (index, peer) in config.peers.iter().enumerate() {
             let held = |address: &&IpAddr| peer.pods.iter().any(|range| range.contains(*address));
             if let Some(&address) = records().flat_map(|record| &record.addresses).find(held) {
                 let owner = self.owner(address);
-                return Err(refuse(&format!("peer[{index}].pods"), format!("{owner} has {address}")));
+                return Err((format!("peer[{index}].pods"), format!("{owner} has {address}")));
             }
         }
         if let Some(ipam) = ipam {

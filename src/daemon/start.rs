@@ -22,7 +22,7 @@ use super::join;
 use super::prober::Prober;
 use super::teller::{self, Last};
 use super::verbs::MAX_WANTED;
-use super::{Backend, Daemon, DaemonError, Inputs, Links, Signals, del_queue, keeping, reload, services};
+use super::{Backend, Daemon, DaemonError, Inputs, Links, Signals, del_queue, keeping, kubernetes, reload, services};
 use crate::api::drops::History;
 use crate::cluster::Durable;
 use crate::cni::{Server, ServerError};
@@ -59,6 +59,8 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
     let store =
         Arc::new(patiently(|| Store::open(&config.node.state_dir), |e| matches!(e, StoreError::Locked { .. }))?);
     patiently(unheld, |error| matches!(error, DaemonError::Held))?;
+    let (link, told_by_kubernetes) = kubernetes::follow(&config, path)?;
+    let (kubernetes, config, effects) = kubernetes::Kubernetes::new(config, link, kubernetes::remembered(&store));
     let boot = clock::boot_id().map_err(system("read the boot id"))?;
     let underlay = underlay::detect(config.underlay.interface(), config.node.address)?;
     if let Some((key, message)) = reload::contradiction(&config, &underlay) {
@@ -124,10 +126,12 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
         deferred: Vec::new(),
         waiting: Vec::new(),
         cluster,
+        kubernetes,
     };
     daemon.clocked.hold(true);
     daemon.follow_cluster();
     daemon.reconfigure_services();
+    daemon.take_service_events(effects);
     match services.join() {
         Ok(found) => daemon.looked(found),
         Err(_) => tracing::error!("the thread that reads services died; trying again"),
@@ -144,7 +148,7 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
     let took = clock::now().saturating_sub(started);
     let endpoints = daemon.attachments.len();
     tracing::info!(endpoints, ?took, socket = %daemon.config.node.socket.display(), "ready");
-    Ok((daemon, Inputs { server, http, updates, told, signals }))
+    Ok((daemon, Inputs { server, http, updates, kubernetes: told_by_kubernetes, told, signals }))
 }
 
 /// Half of the cores: the other half has the pods to run (`docs/decisions/008-workers.md`).

@@ -36,6 +36,10 @@ pub(super) enum Unassigned {
     Refused(Refusal),
     /// There is none.
     Ipam(IpamError),
+    /// A block that has some was asked for.
+    Coming(IpamError),
+    /// What the pod asks for is not known yet.
+    Unheard,
 }
 
 impl From<Refusal> for Unassigned {
@@ -54,7 +58,10 @@ impl From<Unassigned> for Refusal {
     fn from(unassigned: Unassigned) -> Self {
         match unassigned {
             Unassigned::Refused(refusal) => refusal,
-            Unassigned::Ipam(error) => error.into(),
+            Unassigned::Ipam(error) | Unassigned::Coming(error) => error.into(),
+            Unassigned::Unheard => {
+                refusal(code::TRY_AGAIN_LATER, "Kubernetes has not told of the pod yet", "try again")
+            }
         }
     }
 }
@@ -142,19 +149,23 @@ impl Daemon {
             Err(error) => return done.refuse(from_host(&error)),
         };
         // Another request may have been quicker while this one's namespace was looked at.
-        let result = self.try_assign(&add, &netns);
-        if let Err(Unassigned::Ipam(error)) = &result
-            && self.may_come(error)
+        let result = self.try_assign(&add, &netns, true);
+        if let Err(unassigned) = &result
+            && self.may_come(unassigned)
         {
             return self.park(Parked::new(add, connection, done, netns));
         }
         self.assigned(add, connection, done, result);
     }
 
-    /// Assigns addresses, if nothing stands against it.
-    pub(super) fn try_assign(&mut self, add: &Add, netns: &Namespace) -> Result<Record, Unassigned> {
+    /// Assigns addresses, if nothing stands against it. `patient`: a pod that Kubernetes has not told of is waited for.
+    pub(super) fn try_assign(&mut self, add: &Add, netns: &Namespace, patient: bool) -> Result<Record, Unassigned> {
         self.admit(add)?;
-        self.assign(add, netns.clone())
+        let (add, pools) = self.with_wishes(add, patient)?;
+        self.assign(&add, &pools, netns.clone()).map_err(|unassigned| match unassigned {
+            Unassigned::Ipam(error) if self.request_pools(&pools, &error) => Unassigned::Coming(error),
+            other => other,
+        })
     }
 
     /// Addresses are assigned, or not: has them written down.
@@ -170,6 +181,7 @@ impl Daemon {
                 let refusal = Refusal::from(unassigned);
                 let Refusal { code, message, .. } = &refusal;
                 tracing::warn!(container = add.id.container_id, code, "ADD refused: {message}");
+                self.report_refusal(&add.pod, &refusal);
                 done.refuse(refusal);
             }
             Ok(record) => {
@@ -183,7 +195,7 @@ impl Daemon {
         }
     }
 
-    fn assign(&mut self, add: &Add, netns: Namespace) -> Result<Record, Unassigned> {
+    fn assign(&mut self, add: &Add, pools: &[IpNet], netns: Namespace) -> Result<Record, Unassigned> {
         let given = add.mac.as_deref().filter(|text| !text.is_empty()).map(mac::parse).transpose();
         let given = given
             .map_err(|error| refusal(code::INVALID_CONFIGURATION, error.to_string(), "correct runtimeConfig.mac"))?;
@@ -198,7 +210,7 @@ impl Daemon {
         let now = clock::now();
         let mut ipam = self.ipam.clone();
         let addresses = if add.addresses.is_empty() {
-            ipam.assign(&add.ranges, now)?
+            ipam.assign_from(pools, &add.ranges, now)?
         } else {
             ipam.assign_exactly(&add.addresses, add.delegated, now)?;
             add.addresses.clone()

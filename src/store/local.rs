@@ -4,6 +4,7 @@
 //!  state.json    the State: {"version":2,"checksum":"…","state":{…}}
 //!  instance      who this daemon is, for as long as the folder lives: the mark on its pods' interfaces
 //!  cluster.json  what the cluster was like when it was last heard of, for a start without the store
+//!  kubernetes.json  what Kubernetes last said of nodes and services, for a start without its API server
 //!  lock          held (flock) by the daemon that uses the folder
 //! ```
 //!
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::FlockOperation;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -177,6 +179,28 @@ impl Store {
         let bytes = serde_json::to_vec(&copy).expect("entries hold nothing that JSON can't");
         let failed = |source| StoreError::Io { action: "write", path: self.folder.join("cluster.json"), source };
         replace(&self.folder, &self.handle, "cluster.json", &bytes).map_err(failed)
+    }
+
+    /// Reads what Kubernetes last said. A copy that can't be read is renamed to `kubernetes.json.corrupt-TIME`.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the file can't be read at all, or not be renamed.
+    pub fn load_kubernetes<T: DeserializeOwned>(&self, now: SystemTime) -> Result<Found<T>, StoreError> {
+        let decode = |bytes: &[u8]| match bytes.len() as u64 {
+            0..=MAX_SIZE => Ok(serde_json::from_slice(bytes)?),
+            _ => Err(Damage::TooLarge),
+        };
+        self.read("kubernetes.json", decode, now)
+    }
+
+    /// Writes what Kubernetes says.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn save_kubernetes(&self, said: &impl Serialize) -> Result<(), StoreError> {
+        let failed = |source| StoreError::Io { action: "write", path: self.folder.join("kubernetes.json"), source };
+        let bytes = serde_json::to_vec(said).map_err(|error| failed(error.into()))?;
+        replace(&self.folder, &self.handle, "kubernetes.json", &bytes).map_err(failed)
     }
 
     fn read<T>(

@@ -74,7 +74,7 @@ impl Machine {
         let policy = Policy {
             strict_affinity: setup.strict,
             max_blocks: setup.max_blocks,
-            fixed: fixed.into_iter().collect(),
+            fixed: fixed.map(|prefix| vec![prefix]),
             trusting: false,
             pools: pools.collect(),
         };

@@ -499,5 +499,5 @@ impl World {
 }
 
 fn machine_follows_pools(machine: &Machine) -> bool {
-    machine.policy.fixed.is_empty()
+    machine.policy.fixed.is_none()
 }

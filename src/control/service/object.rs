@@ -9,8 +9,8 @@ mod slice;
 use std::fmt;
 use std::sync::Arc;
 
-use serde::Deserialize;
 use serde::de::Deserializer;
+use serde::{Deserialize, Serialize};
 
 pub use service::{Affinity, ClusterIp, Exposure, Ingress, IpMode, Policy, Port, Service, Spec, Status};
 pub use slice::{AddressType, Conditions, Endpoint, EndpointSlice, Hint, Hints, SlicePort};
@@ -50,7 +50,7 @@ fn invalid(key: impl Into<String>, message: impl Into<String>) -> Result<(), Inv
 }
 
 /// Either.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Object {
     /// A service.
     Service(Arc<Service>),
@@ -69,7 +69,7 @@ impl Object {
 }
 
 /// `metadata`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Metadata {
     /// Its name.
     #[serde(default, deserialize_with = "or_default")]
@@ -83,7 +83,7 @@ pub struct Metadata {
 }
 
 /// The labels that mean something.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Labels {
     /// Of a slice: the service, in the same namespace.
     #[serde(rename = "kubernetes.io/service-name", default)]
@@ -123,7 +123,7 @@ fn check_name(key: &str, name: &str) -> Result<(), Invalid> {
 }
 
 /// What is spoken there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Protocol {
     /// TCP.

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::annotations::{Annotations, Invalid, Wishes};
 use super::object::{Node, Pod};
 use super::{Name, News, Resource, Thing, Told};
@@ -25,6 +27,15 @@ pub struct Known {
     /// What was told as a whole since this process started.
     listed: BTreeSet<Resource>,
     down: BTreeMap<Resource, String>,
+}
+
+/// What is kept over a restart.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// Nodes.
+    pub nodes: Vec<Node>,
+    /// Services, and their endpoints.
+    pub objects: Vec<Object>,
 }
 
 /// What follows from news.
@@ -60,7 +71,7 @@ impl Known {
     }
 
     /// Takes what was kept over a restart: it counts until something else is told.
-    pub fn remember(&mut self, nodes: Vec<Node>, objects: Vec<Object>) -> Effects {
+    pub fn remember(&mut self, Kept { nodes, objects }: Kept) -> Effects {
         let mut effects = Effects::default();
         for node in nodes {
             let name = Name { namespace: String::new(), name: node.metadata.name.clone() };
@@ -79,8 +90,8 @@ impl Known {
     }
 
     /// What is to be kept over a restart.
-    pub fn kept(&self) -> (Vec<Node>, Vec<Object>) {
-        (self.nodes.values().cloned().collect(), self.objects.values().cloned().collect())
+    pub fn kept(&self) -> Kept {
+        Kept { nodes: self.nodes.values().cloned().collect(), objects: self.objects.values().cloned().collect() }
     }
 
     /// The nodes, by name: this one, or all, as far as they are followed.
@@ -255,12 +266,12 @@ mod tests {
         known.take(put(Resource::Services, service("web", 80)));
         assert!(known.take(put(Resource::Services, service("web", 0))).events.is_empty());
         assert_eq!(known.problems(), ["services default/web: spec.ports[0].port: 0 is no port"]);
-        assert_eq!(known.kept().1.len(), 1);
+        assert_eq!(known.kept().objects.len(), 1);
         known.take(put(Resource::Services, service("web", 80)));
         assert!(known.problems().is_empty());
         known.take(put(Resource::Services, service("other", 0)));
         known.take(Told { resource: Resource::Services, news: News::Listed(Vec::new()) });
-        assert!(known.problems().is_empty() && known.kept().1.is_empty());
+        assert!(known.problems().is_empty() && known.kept().objects.is_empty());
     }
 
     #[test]
@@ -319,12 +330,14 @@ mod tests {
             "addressType": "IPv4", "endpoints": [{"addresses": ["10.1.0.7"]}], "ports": [{"port": 80}]
         });
         known.take(put(Resource::EndpointSlices, slice));
-        let (nodes, objects) = known.kept();
+        let kept = known.kept();
+        let text = serde_json::to_string(&kept).unwrap();
+        assert_eq!(serde_json::from_str::<Kept>(&text).unwrap(), kept);
         let mut again = Known::default();
-        let effects = again.remember(nodes.clone(), objects.clone());
+        let effects = again.remember(kept.clone());
         assert!(effects.nodes);
         assert_eq!(effects.events.len(), 2);
-        assert_eq!(again.kept(), (nodes, objects));
+        assert_eq!(again.kept(), kept);
         assert!(!again.is_listed(Resource::Services));
     }
 }

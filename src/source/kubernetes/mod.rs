@@ -11,13 +11,14 @@
 
 pub mod annotations;
 mod known;
+pub mod link;
 pub mod object;
 mod quantity;
 
 use std::fmt;
 
 pub use annotations::{Invalid, Wishes};
-pub use known::{Effects, Known};
+pub use known::{Effects, Kept, Known};
 pub use object::{Namespace, Node, Pod};
 
 use crate::control::service::object::{self as service, Object};

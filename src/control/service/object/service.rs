@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use serde::Deserialize;
 use serde::de::{self, Deserializer};
+use serde::ser::Serializer;
+use serde::{Deserialize, Serialize};
 
 use super::{Invalid, MAX_PORTS, Metadata, Protocol, check_name, invalid, or_default};
 
@@ -12,7 +13,7 @@ use super::{Invalid, MAX_PORTS, Metadata, Protocol, check_name, invalid, or_defa
 const MAX_ADDRESSES: usize = 1_000;
 
 /// `Service`, v1.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// Who it is.
     #[serde(default, deserialize_with = "or_default")]
@@ -26,7 +27,7 @@ pub struct Service {
 }
 
 /// `spec`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Spec {
     /// How far it is known.
@@ -68,7 +69,7 @@ pub struct Spec {
 }
 
 /// `spec.type`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Exposure {
     /// In the cluster.
     #[default]
@@ -82,7 +83,7 @@ pub enum Exposure {
 }
 
 /// `spec.*TrafficPolicy`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Policy {
     /// All endpoints.
     #[default]
@@ -92,7 +93,7 @@ pub enum Policy {
 }
 
 /// `spec.sessionAffinity`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Affinity {
     /// Each connection on its own.
     #[default]
@@ -102,7 +103,7 @@ pub enum Affinity {
 }
 
 /// `spec.sessionAffinityConfig`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AffinityConfig {
     /// Of `ClientIP`.
     #[serde(rename = "clientIP", default, deserialize_with = "or_default")]
@@ -110,7 +111,7 @@ pub struct AffinityConfig {
 }
 
 /// `spec.sessionAffinityConfig.clientIP`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ClientIpConfig {
     /// For how long, in seconds, after the last use.
@@ -130,6 +131,16 @@ pub enum ClusterIp {
     Address(IpAddr),
 }
 
+impl Serialize for ClusterIp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Unset => serializer.serialize_str(""),
+            Self::Headless => serializer.serialize_str("None"),
+            Self::Address(address) => serializer.collect_str(address),
+        }
+    }
+}
+
 impl<'de> Deserialize<'de> for ClusterIp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
@@ -147,7 +158,7 @@ impl<'de> Deserialize<'de> for ClusterIp {
 }
 
 /// One of `spec.ports`. Where it leads the slices say.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Port {
     /// Its name, by which slices know it; empty where there is one only.
@@ -164,7 +175,7 @@ pub struct Port {
 }
 
 /// `status`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
     /// What the load balancer has.
@@ -173,7 +184,7 @@ pub struct Status {
 }
 
 /// `status.loadBalancer`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoadBalancer {
     /// Its addresses.
     #[serde(default, deserialize_with = "or_default")]
@@ -181,7 +192,7 @@ pub struct LoadBalancer {
 }
 
 /// One of `status.loadBalancer.ingress`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ingress {
     /// Its address; none: it is known by a name.
     #[serde(default, deserialize_with = "unset_address")]
@@ -192,7 +203,7 @@ pub struct Ingress {
 }
 
 /// `status.loadBalancer.ingress[].ipMode`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum IpMode {
     /// It leaves the destination: nodes know it.
     #[default]

@@ -3,8 +3,9 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
+use serde::ser::Serializer;
+use serde::{Deserialize, Serialize};
 
 use super::{Invalid, MAX_PORTS, Metadata, Name, Protocol, invalid, or_default};
 
@@ -12,7 +13,7 @@ use super::{Invalid, MAX_PORTS, Metadata, Name, Protocol, invalid, or_default};
 const MAX_ENDPOINTS: usize = 1_000;
 
 /// `EndpointSlice`, discovery.k8s.io/v1.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointSlice {
     /// Who it is, and of which service.
@@ -29,7 +30,7 @@ pub struct EndpointSlice {
 }
 
 /// `addressType`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AddressType {
     /// IPv4.
     IPv4,
@@ -41,11 +42,11 @@ pub enum AddressType {
 }
 
 /// One of `endpoints`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Endpoint {
     /// Its address; none where it is a name.
-    #[serde(rename = "addresses", deserialize_with = "first_address")]
+    #[serde(rename = "addresses", serialize_with = "one_address", deserialize_with = "first_address")]
     pub address: Option<IpAddr>,
     /// How it is.
     #[serde(default, deserialize_with = "or_default")]
@@ -59,7 +60,7 @@ pub struct Endpoint {
 }
 
 /// `endpoints[].conditions`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Conditions {
     /// It takes connections; none: it does.
@@ -71,7 +72,7 @@ pub struct Conditions {
 }
 
 /// `endpoints[].hints`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Hints {
     /// Nodes that should use it.
@@ -83,14 +84,14 @@ pub struct Hints {
 }
 
 /// A node, or a zone.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hint {
     /// Its name.
     pub name: Box<str>,
 }
 
 /// One of a slice's `ports`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SlicePort {
     /// The name of the service's port.
@@ -143,6 +144,10 @@ impl EndpointSlice {
     pub fn is_of(&self, ipv6: bool) -> bool {
         self.address_type == if ipv6 { AddressType::IPv6 } else { AddressType::IPv4 }
     }
+}
+
+fn one_address<S: Serializer>(address: &Option<IpAddr>, serializer: S) -> Result<S::Ok, S::Error> {
+    address.as_slice().serialize(serializer)
 }
 
 /// The first of a list of addresses: others are of the same endpoint, and nobody uses them.
