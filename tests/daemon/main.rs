@@ -12,6 +12,7 @@ mod crash;
 mod direct;
 mod flows;
 mod hostile;
+mod kubernetes;
 mod lifecycle;
 mod peers;
 mod services;
