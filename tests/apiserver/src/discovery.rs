@@ -26,6 +26,17 @@ pub(crate) fn answer(table: &Table, path: &[&str]) -> Option<Value> {
     }
 }
 
+/// A schema that says nothing, as kubectl wants to have one before it applies: as JSON, or as the message
+/// `openapi.v2.Document` with its fields `swagger`, `info` and `paths`.
+pub(crate) fn openapi(accept: &str) -> (&'static str, Vec<u8>) {
+    if accept.contains("com.github.proto-openapi") {
+        let document = b"\x0a\x032.0\x12\x0b\x0a\x05tapir\x12\x02v1\x42\x00";
+        return ("application/com.github.proto-openapi.spec.v2.v1.0+protobuf", document.to_vec());
+    }
+    let document = json!({ "swagger": "2.0", "info": { "title": "tapir", "version": "v1" }, "paths": {} });
+    ("application/json", document.to_string().into_bytes())
+}
+
 fn group(table: &Table, name: &str) -> Option<Value> {
     let of_group = table.versions().into_iter().filter(|(group, _)| *group == name && !name.is_empty());
     let versions: Vec<Value> = of_group

@@ -57,7 +57,7 @@ impl Refusal {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Order {
-    /// Gone for this long, milliseconds; nobody could ask for the end of it.
+    /// Gone for this long, milliseconds; nobody could ask for the end of it. The answer to the order may be lost.
     pub gone_ms: Option<u64>,
     pub hang: Option<bool>,
     pub delay_ms: Option<u64>,

@@ -123,9 +123,14 @@ pub(crate) async fn answer(shared: Arc<Shared>, request: axum::extract::Request)
 }
 
 pub(crate) fn json_answer(code: u16, value: &Value) -> Response {
-    let mut answer = Response::new(Body::from(serde_json::to_vec(value).unwrap_or_default()));
+    let mut answer = typed_answer("application/json", serde_json::to_vec(value).unwrap_or_default().into());
     *answer.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    answer.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    answer
+}
+
+fn typed_answer(kind: &'static str, body: Body) -> Response {
+    let mut answer = Response::new(body);
+    answer.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
     answer
 }
 
@@ -142,7 +147,7 @@ async fn serve(shared: &Arc<Shared>, parts: &Parts, body: &Bytes) -> Result<Resp
     let Ok(target) = target else {
         shared.count("get", parts.uri.path());
         faults::meet(&shared.faults, "get", parts.uri.path()).await?;
-        return about_itself(shared, &parts.method, &path);
+        return about_itself(shared, parts, &path);
     };
     let verb = verb(&parts.method, &target, &query)?;
     shared.count(verb, &target.label());
@@ -157,9 +162,7 @@ async fn serve(shared: &Arc<Shared>, parts: &Parts, body: &Bytes) -> Result<Resp
         "list" => Ok(json_answer(200, &list::list(&shared.store(), &scope(&target, &query)?, &query)?)),
         "watch" => {
             let body = watch::body(shared.clone(), scope(&target, &query)?, &terms(&query)?);
-            let mut answer = Response::new(body);
-            answer.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
-            Ok(answer)
+            Ok(typed_answer("application/json", body))
         }
         _ => write(shared, &target, verb, &query, &parts.headers, body),
     }
@@ -174,9 +177,14 @@ fn authenticate(shared: &Shared, headers: &HeaderMap) -> Result<(), Failure> {
     Err(Failure::new(401, "Unauthorized", "Unauthorized"))
 }
 
-fn about_itself(shared: &Shared, method: &Method, path: &[&str]) -> Result<Response, Failure> {
-    if method != Method::GET {
+fn about_itself(shared: &Shared, parts: &Parts, path: &[&str]) -> Result<Response, Failure> {
+    if parts.method != Method::GET {
         return Err(Failure::no_such_path());
+    }
+    if path == ["openapi", "v2"] {
+        let accept = parts.headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let (kind, document) = discovery::openapi(accept);
+        return Ok(typed_answer(kind, document.into()));
     }
     if matches!(path, ["healthz" | "livez" | "readyz", ..]) {
         return Ok(Response::new(Body::from("ok")));
