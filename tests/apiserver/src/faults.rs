@@ -12,6 +12,8 @@ use crate::failure::Failure;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Faults {
     pub gone: bool,
+    /// Gone for good.
+    pub over: bool,
     pub hang: bool,
     pub delay: Duration,
     pub refusal: Option<Refusal>,

@@ -126,7 +126,8 @@ impl Handle {
         locked(&self.0.requests).get(&(verb.to_owned(), resource.to_owned())).copied().unwrap_or(0)
     }
 
-    /// All counts of requests, by verb and resource. What is no resource counts as `get` of its path.
+    /// All counts of requests, by verb and resource. What is no resource counts as `get` of its
+    /// path, what is nothing at all as `get` of `/`.
     pub fn all_requests(&self) -> BTreeMap<(String, String), u64> {
         locked(&self.0.requests).clone()
     }

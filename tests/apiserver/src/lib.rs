@@ -140,8 +140,8 @@ impl Shared {
     fn obey(self: &Arc<Self>, order: Order) -> Result<(), Failure> {
         self.faults.send_modify(|faults| {
             if order.clear {
-                let Faults { gone, connections_cut, watches_cut, .. } = *faults;
-                *faults = Faults { gone, connections_cut, watches_cut, ..Faults::default() };
+                let Faults { gone, over, connections_cut, watches_cut, .. } = *faults;
+                *faults = Faults { gone, over, connections_cut, watches_cut, ..Faults::default() };
             }
             faults.hang = order.hang.unwrap_or(faults.hang);
             faults.delay = order.delay_ms.map_or(faults.delay, Duration::from_millis);
@@ -170,7 +170,6 @@ impl Shared {
 #[derive(Debug)]
 pub struct ApiServer {
     handle: Handle,
-    accepting: tokio::task::JoinHandle<()>,
 }
 
 impl ApiServer {
@@ -181,9 +180,24 @@ impl ApiServer {
 
     /// Serves on `listener`, by tasks of the current runtime. The listener may have been bound in another network namespace.
     pub fn serve(listener: TcpListener, options: Options) -> io::Result<Self> {
+        let server = Self::on(listener, options)?;
+        tokio::spawn(listen::accept(server.handle.0.clone()));
+        Ok(server)
+    }
+
+    /// As [`ApiServer::serve`], from a thread of its own: for who has no runtime.
+    pub fn serve_in_thread(listener: TcpListener, options: Options) -> io::Result<Self> {
+        let server = Self::on(listener, options)?;
+        let shared = server.handle.0.clone();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().name("apiserver".into()).spawn(move || runtime.block_on(listen::accept(shared)))?;
+        Ok(server)
+    }
+
+    fn on(listener: TcpListener, options: Options) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let store = Store::new(options.history);
-        let shared = Arc::new(Shared {
+        let shared = Shared {
             revision: channel::Sender::new(store.revision()),
             store: Mutex::new(store),
             faults: channel::Sender::default(),
@@ -192,9 +206,8 @@ impl ApiServer {
             options,
             address: listener.local_addr()?,
             listener,
-        });
-        let accepting = tokio::spawn(listen::accept(shared.clone()));
-        Ok(Self { handle: Handle(shared), accepting })
+        };
+        Ok(Self { handle: Handle(Arc::new(shared)) })
     }
 
     /// What tests hold it by.
@@ -205,7 +218,8 @@ impl ApiServer {
 
 impl Drop for ApiServer {
     fn drop(&mut self) {
-        self.accepting.abort();
+        self.handle.0.faults.send_modify(|faults| faults.over = true);
+        // What it cannot refuse, nobody takes any more.
         self.handle.0.go().ok();
     }
 }

@@ -18,8 +18,9 @@ const BACKLOG: i32 = 1024;
 pub(crate) async fn accept(shared: Arc<Shared>) {
     let mut faults = shared.faults.subscribe();
     loop {
-        if faults.wait_for(|faults| !faults.gone).await.is_err() {
-            return;
+        match faults.wait_for(|faults| !faults.gone || faults.over).await {
+            Ok(faults) if !faults.over => {}
+            _ => return,
         }
         // A socket that was shut down stays so for who polled it: hence anew.
         let listener = shared.listener.try_clone().and_then(tokio::net::TcpListener::from_std);

@@ -145,9 +145,12 @@ async fn serve(shared: &Arc<Shared>, parts: &Parts, body: &Bytes) -> Result<Resp
     let query: Query = form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
     let target = target(&shared.store(), &path);
     let Ok(target) = target else {
-        shared.count("get", parts.uri.path());
-        faults::meet(&shared.faults, "get", parts.uri.path()).await?;
-        return about_itself(shared, parts, &path);
+        let found = about_itself(shared, parts, &path);
+        // Paths that there aren't count as one: their number has no bound.
+        let counted = if found.is_ok() { parts.uri.path() } else { "/" };
+        shared.count("get", counted);
+        faults::meet(&shared.faults, "get", counted).await?;
+        return found;
     };
     let verb = verb(&parts.method, &target, &query)?;
     shared.count(verb, &target.label());

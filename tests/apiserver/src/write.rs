@@ -51,7 +51,8 @@ impl Store {
         OWNED.iter().for_each(|field| drop(metadata.remove(*field)));
         metadata.insert("name".into(), json!(name));
         complete(metadata, namespace);
-        if object.get("spec").is_some() {
+        // Of what has no spec, only custom resources count their generations.
+        if resource.custom || object.get("spec").is_some() {
             object["metadata"]["generation"] = json!(1);
         }
         if resource.status {
@@ -201,11 +202,24 @@ fn merged(resource: &Resource, current: &Value, mut object: Value, part: Part) -
         object[field] = current[field].clone();
     }
     if let Some(generation) = current["metadata"]["generation"].as_u64()
-        && object["spec"] != current["spec"]
+        && differs(&object, current)
     {
         object["metadata"]["generation"] = json!(generation + 1);
     }
     object
+}
+
+/// Whether anything but metadata and status differs.
+fn differs(object: &Value, other: &Value) -> bool {
+    let content = |object: &Value| {
+        let fields = object.as_object().into_iter().flatten();
+        fields
+            .filter(|(name, _)| *name != "metadata" && *name != "status")
+            .map(|(n, v)| (n.clone(), v.clone()))
+            .collect()
+    };
+    let (content, others): (Map<_, _>, Map<_, _>) = (content(object), content(other));
+    content != others
 }
 
 fn take(object: &mut Value, field: &str) -> Option<Value> {

@@ -1,5 +1,6 @@
 //! Faults on order.
 
+use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -32,6 +33,28 @@ async fn a_server_that_is_gone_refuses_and_comes_back() {
         drop(server);
         assert!(tokio::net::TcpStream::connect(handle.address()).await.is_err(), "it ends with its owner");
     }
+}
+
+#[test]
+fn a_server_has_a_thread_of_its_own() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = ApiServer::serve_in_thread(listener, Options::default()).unwrap();
+    let handle = server.handle();
+    let ask = || -> std::io::Result<String> {
+        let mut stream = std::net::TcpStream::connect(handle.address())?;
+        stream.set_read_timeout(Some(crate::http::PATIENCE))?;
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    assert!(ask().unwrap().ends_with("ok"));
+    handle.gone().unwrap();
+    assert!(ask().is_err());
+    handle.back().unwrap();
+    assert!(ask().unwrap().ends_with("ok"));
+    drop(server);
+    assert!(ask().is_err());
 }
 
 #[tokio::test]

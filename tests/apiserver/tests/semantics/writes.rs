@@ -74,6 +74,11 @@ async fn a_custom_resource_is_updated_by_version_only() {
     let (code, changed) = send(&handle, "PUT", "/apis/tapir.dev/v1/entries/a", changed).await;
     assert_eq!((code, &changed["metadata"]["generation"]), (200, &json!(2)));
     assert_eq!(changed["metadata"]["uid"], made["metadata"]["uid"]);
+    let label = json!({ "metadata": { "labels": { "x": "y" } } });
+    let (_, labelled) = patch(&handle, "/apis/tapir.dev/v1/entries/a", "merge-patch+json", label).await;
+    assert_eq!(labelled["metadata"]["generation"], 2, "metadata is no new generation");
+    let (_, other) = patch(&handle, "/apis/tapir.dev/v1/entries/a", "merge-patch+json", json!({ "value": 1 })).await;
+    assert_eq!(other["metadata"]["generation"], 3);
 }
 
 #[tokio::test]
