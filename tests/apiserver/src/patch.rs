@@ -44,21 +44,26 @@ pub(crate) fn patched(mut object: Value, patch: &Value, kind: Kind) -> Result<Va
     if object.is_object() { Ok(object) } else { Err(Failure::bad_request("the patch leaves no object")) }
 }
 
-/// The field that tells elements of the list `name` apart.
-fn merge_key(name: &str) -> Option<&'static str> {
-    match name {
-        "conditions" | "addresses" => Some("type"),
-        "ownerReferences" => Some("uid"),
-        "containers" | "initContainers" | "volumes" | "env" => Some("name"),
-        "podIPs" | "hostIPs" => Some("ip"),
-        _ => None,
-    }
+/// The field that tells elements of the list `name` apart, if `elements` have it. The kind of object is not looked at: the
+/// ports of an EndpointSlice are merged as those of a Service.
+fn merge_key(name: &str, elements: &[Value]) -> Option<&'static str> {
+    let keys: &[&str] = match name {
+        "conditions" | "addresses" => &["type"],
+        "ownerReferences" => &["uid"],
+        "containers" | "initContainers" | "volumes" | "env" | "imagePullSecrets" => &["name"],
+        "ports" => &["port", "containerPort"],
+        "volumeMounts" => &["mountPath"],
+        "podIPs" | "hostIPs" => &["ip"],
+        _ => &[],
+    };
+    keys.iter().copied().find(|key| elements.iter().all(|element| element.get(key).is_some()))
 }
 
 fn merge(name: &str, target: &mut Value, patch: &Value) {
-    match (patch, merge_key(name)) {
+    let elements = patch.as_array().map(Vec::as_slice).unwrap_or_default();
+    match (patch, merge_key(name, elements)) {
         (Value::Object(patch), _) => merge_object(target, patch),
-        (Value::Array(elements), Some(key)) => {
+        (Value::Array(_), Some(key)) => {
             if !target.is_array() {
                 *target = Value::Array(Vec::new());
             }
@@ -66,7 +71,7 @@ fn merge(name: &str, target: &mut Value, patch: &Value) {
             elements.iter().for_each(|element| merge_element(list, element, key));
         }
         // A set of strings, as kubectl treats it in a strategic merge.
-        (Value::Array(elements), None) if name == "finalizers" && target.is_array() => {
+        (Value::Array(_), None) if name == "finalizers" && target.is_array() => {
             let Value::Array(list) = target else { return };
             for element in elements {
                 if !list.contains(element) {

@@ -170,6 +170,27 @@ async fn patches_are_of_four_kinds() {
 }
 
 #[tokio::test]
+async fn lists_are_merged_by_their_key() {
+    let (_server, handle) = server().await;
+    let ports = json!([{ "name": "a", "port": 80 }, { "name": "b", "port": 443 }]);
+    let service =
+        json!({ "metadata": { "name": "s" }, "spec": { "ports": ports, "externalIPs": ["10.0.0.1", "10.0.0.2"] } });
+    handle.put("services", service).unwrap();
+    let strategic = async |spec: Value| {
+        let body = json!({ "spec": spec });
+        let (code, answer) =
+            patch(&handle, "/api/v1/namespaces/default/services/s", "strategic-merge-patch+json", body).await;
+        assert_eq!(code, 200);
+        answer["spec"].clone()
+    };
+    let spec = strategic(json!({ "ports": [{ "port": 80, "targetPort": 8080 }], "externalIPs": ["10.0.0.3"] })).await;
+    let merged = json!([{ "name": "a", "port": 80, "targetPort": 8080 }, { "name": "b", "port": 443 }]);
+    assert_eq!(spec, json!({ "ports": merged, "externalIPs": ["10.0.0.3"] }), "a list without a key is replaced");
+    let spec = strategic(json!({ "ports": [{ "port": 80, "$patch": "delete" }], "externalIPs": null })).await;
+    assert_eq!(spec, json!({ "ports": [{ "name": "b", "port": 443 }] }));
+}
+
+#[tokio::test]
 async fn a_dry_run_changes_nothing() {
     let (_server, handle) = server().await;
     let before = handle.revision();
