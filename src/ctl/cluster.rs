@@ -15,7 +15,7 @@ use super::{CtlError, FAILURE, SUCCESS, named, view};
 use crate::api::cluster;
 use crate::api::types::{Check, Endpoint, Entries, Ipam, Peer, Status};
 use crate::cluster::{Entry, Key, Snapshot};
-use crate::store::document::{Document, wait_for};
+use crate::store::document::Document;
 
 /// As many entries are asked for at once.
 const PART: u32 = 1000;
@@ -128,7 +128,7 @@ pub(super) fn store(cli: &Cli, verb: &StoreVerb, terminal: &mut Terminal<'_>) ->
         }
         StoreVerb::Export { file, config } => {
             let document = match config {
-                Some(config) => wait_for(named::open(config)?.export())?,
+                Some(config) => named::open(config)?.export()?,
                 None => Document::of(&asked(cli)?)?,
             };
             let text = document.text();
@@ -139,7 +139,7 @@ pub(super) fn store(cli: &Cli, verb: &StoreVerb, terminal: &mut Terminal<'_>) ->
         }
         StoreVerb::Import { file, config, force } => {
             let document = Document::read(&read(file)?)?;
-            let imported = wait_for(named::open(config)?.import(&document, *force))?;
+            let imported = named::open(config)?.import(&document, *force)?;
             terminal.show(cli.output, &imported, |done| {
                 format!("{} entries written, {} were there\n", done.written, done.unchanged)
             })?;
@@ -147,7 +147,7 @@ pub(super) fn store(cli: &Cli, verb: &StoreVerb, terminal: &mut Terminal<'_>) ->
         StoreVerb::Migrate { to, force } => {
             let target = named::open(to)?;
             let document = Document::of(&asked(cli)?)?;
-            let imported = wait_for(target.migrate(&document, *force))?;
+            let imported = target.migrate(&document, *force)?;
             terminal.show(cli.output, &imported, |done| steps(to, done.written + done.unchanged))?;
         }
     }

@@ -6,7 +6,7 @@ use super::CtlError;
 use crate::config::{Config, StoreKind};
 #[cfg(feature = "kubernetes")]
 use crate::store::Kubernetes;
-use crate::store::document::{Document, DocumentError, Imported};
+use crate::store::document::{Document, DocumentError, Imported, wait_for};
 use crate::store::{Etcd, StoreError};
 
 /// A store that nodes share.
@@ -35,29 +35,29 @@ pub(super) fn open(path: &Path) -> Result<Named, CtlError> {
 
 impl Named {
     /// [`Document::export`].
-    pub(super) async fn export(&self) -> Result<Document, DocumentError> {
+    pub(super) fn export(&self) -> Result<Document, DocumentError> {
         match self {
-            Self::Etcd(store) => Document::export(store).await,
+            Self::Etcd(store) => wait_for(Document::export(store)),
             #[cfg(feature = "kubernetes")]
-            Self::Kubernetes(store) => Document::export(store).await,
+            Self::Kubernetes(store) => wait_for(Document::export(store)),
         }
     }
 
     /// [`Document::import`].
-    pub(super) async fn import(&self, document: &Document, force: bool) -> Result<Imported, DocumentError> {
+    pub(super) fn import(&self, document: &Document, force: bool) -> Result<Imported, DocumentError> {
         match self {
-            Self::Etcd(store) => document.import(store, force).await,
+            Self::Etcd(store) => wait_for(document.import(store, force)),
             #[cfg(feature = "kubernetes")]
-            Self::Kubernetes(store) => document.import(store, force).await,
+            Self::Kubernetes(store) => wait_for(document.import(store, force)),
         }
     }
 
     /// [`Document::migrate`].
-    pub(super) async fn migrate(&self, document: &Document, force: bool) -> Result<Imported, DocumentError> {
+    pub(super) fn migrate(&self, document: &Document, force: bool) -> Result<Imported, DocumentError> {
         match self {
-            Self::Etcd(store) => document.migrate(store, force).await,
+            Self::Etcd(store) => wait_for(document.migrate(store, force)),
             #[cfg(feature = "kubernetes")]
-            Self::Kubernetes(store) => document.migrate(store, force).await,
+            Self::Kubernetes(store) => wait_for(document.migrate(store, force)),
         }
     }
 }
