@@ -33,17 +33,20 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// What people call it: `namespace/pod`, or outside Kubernetes `container/interface`.
+    /// What people call it: `namespace/pod`, or outside Kubernetes the name alone, or `container/interface`.
     pub fn name(&self) -> String {
         name(&self.id, &self.pod)
     }
 }
 
-/// What people call an attachment: `namespace/pod`, or outside Kubernetes `container/interface`.
+/// What people call an attachment: `namespace/pod`, or outside Kubernetes the name alone, as podman has one, or
+/// `container/interface`.
 pub fn name(id: &AttachmentId, pod: &PodRef) -> String {
     if pod.name.is_empty() {
         let short: String = id.container_id.chars().take(SHORT_ID).collect();
         format!("{short}/{}", id.interface)
+    } else if pod.namespace.is_empty() {
+        pod.name.clone()
     } else {
         format!("{}/{}", pod.namespace, pod.name)
     }

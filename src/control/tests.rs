@@ -192,6 +192,15 @@ fn decide(desired: &mut Desired, health: &mut Health, now: Duration) {
 }
 
 #[test]
+fn a_container_without_a_namespace_is_called_by_its_name() {
+    let named = |namespace: &str, name: &str| {
+        let pod = PodRef { namespace: namespace.into(), name: name.into(), uid: String::new() };
+        endpoint::name(&AttachmentId { container_id: "c0ffee".into(), interface: "eth0".into() }, &pod)
+    };
+    assert_eq!([named("shop", "web"), named("", "web"), named("", "")], ["shop/web", "web", "c0ffee/eth0"]);
+}
+
+#[test]
 fn the_way_to_a_node_outlives_its_name() {
     let (now, address) = (Duration::ZERO, Ipv4Addr::new(172, 31, 0, 2));
     let mut health = Health::new(Config { transport: Some(Transport::Udp), port: Some(5555), mtu: 1500 });

@@ -197,7 +197,9 @@ pub fn ipam(ipam: &Ipam) -> String {
 }
 
 fn pod(endpoint: &Endpoint) -> String {
-    if endpoint.pod.is_empty() { String::new() } else { format!("{}/{}", endpoint.namespace, endpoint.pod) }
+    // podman's containers have a name, but no namespace.
+    let namespaced = !endpoint.pod.is_empty() && !endpoint.namespace.is_empty();
+    if namespaced { format!("{}/{}", endpoint.namespace, endpoint.pod) } else { endpoint.pod.clone() }
 }
 
 fn short(container_id: &str) -> String {

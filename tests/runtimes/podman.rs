@@ -77,6 +77,9 @@ fn containers_run_stop_start_and_go() {
     let endpoint = cluster.endpoint(node, "web");
     let port = &endpoint["host_ports"][0];
     assert_eq!((&port["port"], &port["target"]), (&json!(18081), &json!(80)), "{endpoint:#}");
+    // There is no namespace to its name.
+    let listed = cluster.lab.run(&["ctl", "n1", "endpoints"]);
+    assert!(listed.lines().any(|line| line.starts_with("web ")), "{listed}");
     let address = cluster.address(node, "web");
     pings(&mut remote.command(&["exec", "client", "ping", "-c", "3", "-i", "0.2", "-W", "5", &address]));
     pings(&mut podman.command(&[
