@@ -200,8 +200,9 @@ impl Daemon {
         if let Err(error) = result {
             tracing::warn!(%error, container = id.container_id, "an interface could not be removed; it is cut off");
         }
+        // Its port's number is free from here on: what was dropped there until now is told with the pod's name.
+        self.take_drops();
         let Some(attachment) = self.attachments.remove(id) else { return };
-        // Its port's number is free from here on.
         self.flows.remove_owner(Owner(attachment.record.port));
         let now = clock::now();
         for &address in &attachment.record.addresses {

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use tapir::api::types::Drops;
 use tapir_cni::client::ClientError;
 use tapir_cni::error::code;
 use tapir_cni::protocol::{Add, AttachmentId, Bandwidth, HostPort, Request, Wiring};
@@ -308,4 +309,22 @@ fn a_host_port_leads_to_one_pod_which_a_restart_remembers() {
     node.del(&a.id).unwrap();
     let request = Add { host_ports: of_a, ..c.request() };
     c.try_add_with(&node, request).expect("it is free again");
+}
+
+/// The port of a pod that is gone is the next pod's at once.
+#[test]
+fn a_drop_keeps_the_name_of_its_pod() {
+    if !privileged() {
+        return;
+    }
+    let node = Node::start(NETWORK);
+    let (first, second) = (Container::new(), Container::new());
+    let source = first.add(&node)[0].to_string();
+    let inside = ["netns", "exec", &first.namespace.name, "ping", "-n", "-c", "1", "-W", "0.1", "10.244.9.9"];
+    std::process::Command::new("ip").args(inside).output().unwrap();
+    node.del(&first.id).unwrap();
+    second.add(&node);
+    let drops: Drops = serde_json::from_value(node.ask(&Request::Drops { after: 0 }).unwrap()).unwrap();
+    let last = drops.last.iter().find(|drop| drop.reason == "no_route" && drop.src == source).expect("nobody has it");
+    assert_eq!(last.port, format!("default/{}", first.id.container_id));
 }
