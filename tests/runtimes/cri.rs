@@ -139,3 +139,33 @@ fn the_network_is_ready_only_while_it_is_configured() {
     drop(daemon);
     cluster.nothing_is_left();
 }
+
+/// A pod can be stopped meanwhile, and the next daemon hears of it; one can't be started, and says why.
+#[test]
+fn pods_go_while_tapird_is_down() {
+    if !can_run(&NEEDED) {
+        return;
+    }
+    let cluster = Cluster::up();
+    let node = &cluster.nodes[0];
+    let mut daemon = Containerd::start(node);
+    let [gone, stays] = ["gone", "stays"].map(|pod| daemon.run(pod, &[], &[]).unwrap());
+    cluster.lab.run(&["kill", "n1", "-9"]);
+    daemon.stop(&gone);
+    daemon.remove(&gone);
+    let refusal = daemon.run("late", &[], &[]).map(|sandbox| sandbox.id).unwrap_err();
+    assert!(refusal.message().contains("tapird doesn't listen on"), "{refusal}");
+    cluster.lab.run(&["start", "n1"]);
+    let known: Vec<_> = cluster.endpoints(node).iter().map(|endpoint| endpoint["pod"].clone()).collect();
+    assert_eq!(known, ["stays"]);
+    let late = daemon.run("late", &[], &[]).unwrap();
+    cluster.lab.run(&["attach", "n2", "client"]);
+    for sandbox in [&stays, &late] {
+        cluster.lab.check("n2-client", &format!("ping -c 3 -i 0.2 -W 5 {}", daemon.address(sandbox)));
+        daemon.stop(sandbox);
+        daemon.remove(sandbox);
+    }
+    drop(daemon);
+    cluster.lab.run(&["detach", "n2-client"]);
+    cluster.nothing_is_left();
+}

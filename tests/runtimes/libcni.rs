@@ -108,7 +108,7 @@ fn adds_checks_and_deletes_in_each_version() {
     let [node, other] = &cluster.nodes;
     let client = Pod::new(&cluster.lab, other, "client", json!({}));
     client.succeed("add");
-    // libcni 1.1 ends at 1.0.0, and knows no CHECK in 0.3.1.
+    // This libcni ends at 1.0.0, and knows no CHECK in 0.3.1.
     for version in ["0.3.1", "0.4.0", "1.0.0"] {
         node.configure(version, &node.plugin(&cluster.lab, true), &[]);
         let name = format!("v{}", version.replace('.', ""));
@@ -138,7 +138,12 @@ fn adds_checks_and_deletes_in_each_version() {
         assert!(without.status.success(), "{}", text(&without));
         assert_eq!(pod.check("ip -brief link").lines().count(), 1, "only lo is left");
     }
+    node.configure("1.1.0", &node.plugin(&cluster.lab, true), &[]);
+    let newer = Pod::new(&cluster.lab, node, "v110", json!({}));
+    newer.succeed("validate");
+    newer.fail("add", &["unsupported CNI result version \"1.1.0\""]);
+    newer.succeed("del");
     client.succeed("del");
-    drop(client);
+    drop((client, newer));
     cluster.nothing_is_left();
 }
