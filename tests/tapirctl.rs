@@ -1004,6 +1004,36 @@ fn check_reads_the_firewall_that_nft_made() {
 }
 
 #[test]
+fn check_sees_what_kube_proxy_left_and_the_fix_takes_it_away() {
+    let Some(node) = Namespace::new("proxy") else { return };
+    let run = |script: &str| {
+        let args = ["netns", "exec", &node.0, "sh", "-c", script];
+        std::process::Command::new("ip").args(args).output().is_ok_and(|output| output.status.success())
+    };
+    let item = || node.check(&[]).1.remove("leftover_kube_proxy").expect("an item");
+    for (made, found) in [
+        ("ip link add kube-ipvs0 type veth", "kube-ipvs0"),
+        ("nft add table ip kube-proxy && nft add table ip6 kube-proxy", "kube-proxy"),
+        (
+            "for f in iptables ip6tables; do $f -t nat -N KUBE-SERVICES && $f -t nat -A OUTPUT -j KUBE-SERVICES; done",
+            "KUBE-SERVICES",
+        ),
+    ] {
+        if !run(made) {
+            eprintln!("skipped: can't make {found} here: {made}");
+            continue;
+        }
+        let left = item();
+        assert_eq!((&left["result"], &left["found"]), (&json!("warn"), &json!(format!("of kube-proxy: {found}"))));
+        let fix = left["fix"].as_str().and_then(|fix| fix.split_once("then: ")).expect("a command").1;
+        assert!(run(&fix.replace("ipvsadm --clear; ", "")), "the advice works: {fix}");
+        assert_eq!(item()["result"], "ok", "{fix}");
+    }
+    let rules = node.enter(|| std::process::Command::new("ip6tables-save").output().map(|output| output.stdout));
+    assert!(!String::from_utf8_lossy(&rules.unwrap_or_default()).contains("KUBE-"), "of both families");
+}
+
+#[test]
 fn uninstall_removes_tapir0_and_what_is_routed_through_it() {
     let Some(node) = Namespace::new("uninstall") else { return };
     let links =

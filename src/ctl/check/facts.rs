@@ -14,7 +14,7 @@ use tapir_cni::netlink::{Link, Netlink, NetlinkError, RouteFilter};
 use tapir_cni::protocol::Request;
 
 use crate::api::types::Status;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Services};
 use crate::ctl::client::{Client, ClientError};
 use crate::host::backend::check_gso;
 use crate::host::{HostError, underlay};
@@ -140,6 +140,11 @@ impl Facts {
     /// The configuration, where there is one that can be used.
     pub fn config(&self) -> Option<&Config> {
         self.config.as_ref().ok().and_then(Option::as_ref)
+    }
+
+    /// Who looks after services, by default where no configuration says.
+    pub fn services(&self) -> Services {
+        self.config().map_or_else(|| Config::default().network.services, |config| config.network.services)
     }
 
     /// The pod addresses of the cluster, by default where no configuration says.

@@ -93,6 +93,7 @@ pub fn examine(facts: &Facts) -> Vec<Item> {
         leftover::links(links),
         leftover::routes(facts.routes.as_deref(), &facts.pools()),
         leftover::configurations(&facts.cni_conf_dir, &facts.cni_confs),
+        leftover::kube_proxy(links, &facts.nft, &facts.iptables, facts.services()),
         cni::configuration(&facts.cni_conf_dir, &facts.cni_confs),
         cni::plugin(&facts.cni_plugin, facts.cni_plugin_mode),
         node::daemon(&facts.status),
