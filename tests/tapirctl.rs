@@ -17,6 +17,7 @@ use tapir::api::types::{
     Ipam, Nat, Peer, PeerCount, Pool, Route, Service, Services, Status, Step, Store, StoreEntry, Tunnel, Violation,
 };
 use tapir::ctl;
+use tapir::store::local::Store as LocalStore;
 use tapir_cni::protocol::{Bandwidth, HostPort, Refusal, Reply, Request, read_message, write_message};
 
 /// A socket that answers. Its folder goes with it; its thread ends with the test process.
@@ -801,16 +802,73 @@ fn following_survives_a_restart_of_the_daemon() {
     assert!(times.is_sorted() && times[3].contains(":09."), "{times:?}");
 }
 
+/// `uninstall` with folders of its own below `folder`, and not those of this machine.
+fn uninstall(folder: &Path, more: &[&str]) -> Vec<String> {
+    let path = |name: &str| folder.join(name).to_str().expect("a path").to_owned();
+    std::fs::write(path("tapird.toml"), format!("node.state_dir = {:?}\n", path("state"))).expect("written");
+    let folders = [("--config", "tapird.toml"), ("--cni-bin-dir", "bin"), ("--cni-conf-dir", "net.d")];
+    let folders = folders.iter().flat_map(|(option, name)| [(*option).to_owned(), path(name)]);
+    ["uninstall".to_owned()].into_iter().chain(folders).chain(more.iter().map(|word| (*word).to_owned())).collect()
+}
+
+fn words(words: &[String]) -> Vec<&str> {
+    words.iter().map(String::as_str).collect()
+}
+
 #[test]
 fn uninstall_leaves_a_running_daemon_alone() {
-    let daemon = FakeDaemon::with_fixtures();
-    let outcome = daemon.run(&["uninstall"]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let outcome = FakeDaemon::with_fixtures().run(&words(&uninstall(folder.path(), &[])));
     assert_eq!((outcome.status, outcome.stdout.as_str()), (1, ""));
-    assert!(
-        outcome.stderr.contains("systemctl stop tapird") && outcome.stderr.contains("--force"),
-        "{}",
-        outcome.stderr
-    );
+    for said in [", with 2 pods: ", "kubectl drain", "systemctl stop tapird", "--force"] {
+        assert!(outcome.stderr.contains(said), "{}", outcome.stderr);
+    }
+    // One that does not say is running all the same.
+    let outcome = FakeDaemon::start(|_| None).run(&words(&uninstall(folder.path(), &[])));
+    assert!(outcome.stderr.contains("tapird.sock: remove its pods"), "{}", outcome.stderr);
+}
+
+#[test]
+fn uninstall_keeps_the_plugin_while_there_are_pods() {
+    let (Some(node), Some(pod)) = (Namespace::new("left"), Namespace::new("pod")) else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let (bin, state_dir) = (folder.path().join("bin"), folder.path().join("state"));
+    std::fs::create_dir(&bin).expect("made");
+    let plugin = bin.join("tapir-cni");
+    let (_, netns) = tapir::host::netns::open(&Path::new("/run/netns").join(&pod.0)).expect("opened");
+    let save = |boot: String| {
+        let record = json!({
+            "container_id": "c", "interface": "eth0", "netns": netns, "port": 4, "addresses": ["10.244.0.5"],
+            "mac": "0a:00:00:00:00:05", "mtu": 1480, "phase": "attached",
+        });
+        let state = json!({ "boot": boot, "attachments": [record], "freed": [] });
+        let state = serde_json::from_value(state).expect("a state");
+        LocalStore::open(&state_dir).and_then(|store| store.save(&state)).expect("saved");
+        std::fs::write(&plugin, "").expect("written");
+    };
+    let run = |more: &[&str]| node.run(&words(&uninstall(folder.path(), more)));
+    let boot = tapir::host::clock::boot_id().expect("the boot's id");
+
+    save(boot.clone());
+    let outcome = run(&[]);
+    assert_eq!((outcome.status, outcome.stdout.as_str()), (1, ""));
+    let said = format!("1 pod of this node in {}: ", state_dir.display());
+    assert!(outcome.stderr.contains(&said) && outcome.stderr.contains("kubectl drain"), "{}", outcome.stderr);
+    assert!(plugin.exists());
+    assert_eq!(run(&["--force"]).status, 0);
+    assert!(!plugin.exists());
+
+    save("another".into());
+    assert_eq!(run(&[]).status, 0, "its namespaces went with the boot");
+    save(boot);
+    drop(pod);
+    assert_eq!(run(&[]).status, 0, "the runtime has removed the pod");
+    assert!(!plugin.exists());
+
+    std::fs::write(state_dir.join("state.json"), "{").expect("written");
+    let outcome = run(&[]);
+    assert_eq!(outcome.status, 1);
+    assert!(outcome.stderr.contains("can't tell from") && outcome.stderr.contains("--force"), "{}", outcome.stderr);
 }
 
 #[test]
@@ -1036,6 +1094,8 @@ fn check_sees_what_kube_proxy_left_and_the_fix_takes_it_away() {
 #[test]
 fn uninstall_removes_tapir0_and_what_is_routed_through_it() {
     let Some(node) = Namespace::new("uninstall") else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let uninstall = |more: &[&str]| node.run(&words(&uninstall(folder.path(), more)));
     let links =
         || node.enter(|| std::process::Command::new("ip").args(["-br", "link"]).output().expect("listed").stdout);
     node.ip(&["tuntap", "add", "tapir0", "mode", "tun", "multi_queue"]);
@@ -1043,7 +1103,7 @@ fn uninstall_removes_tapir0_and_what_is_routed_through_it() {
     node.ip(&["route", "add", "10.244.0.0/16", "dev", "tapir0"]);
 
     let held = node.enter(|| tapir::host::tapir0::open(1).expect("opened"));
-    let outcome = node.run(&["uninstall"]);
+    let outcome = uninstall(&[]);
     assert_eq!(outcome.status, 1);
     assert!(outcome.stderr.contains("running in this network namespace"), "{}", outcome.stderr);
     assert!(String::from_utf8_lossy(&links()).contains("tapir0"));
@@ -1051,15 +1111,15 @@ fn uninstall_removes_tapir0_and_what_is_routed_through_it() {
 
     let forward = |value: &str| node.enter(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", value).expect("set"));
     forward("1");
-    let outcome = node.run(&["uninstall", "-o", "json"]);
+    let outcome = uninstall(&["-o", "json"]);
     assert_eq!((outcome.status, outcome.stderr.as_str()), (0, ""));
     let answer: serde_json::Value = serde_json::from_str(&outcome.stdout).expect("JSON");
-    assert_eq!(answer, serde_json::json!({ "removed": true, "ip_forward": true }));
+    assert_eq!(answer, json!({ "removed": true, "changed": [], "ip_forward": true }));
     assert!(!String::from_utf8_lossy(&links()).contains("tapir0"));
-    let again = node.run(&["uninstall"]).stdout;
+    let again = uninstall(&[]).stdout;
     assert!(again.starts_with("nothing to remove\nnet.ipv4.ip_forward=1 stays"), "it is said what is left: {again}");
     forward("0");
-    assert_eq!(node.run(&["uninstall"]).stdout, "nothing to remove\n");
+    assert_eq!(uninstall(&[]).stdout, "nothing to remove\n");
 }
 
 #[test]

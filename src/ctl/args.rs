@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -119,16 +120,41 @@ pub enum Verb {
         /// The configuration of tapird.
         #[arg(long, default_value = "/etc/tapir/tapird.toml", value_name = "FILE")]
         config: PathBuf,
-        /// Where the container runtime looks for CNI configurations.
-        #[arg(long, default_value = "/etc/cni/net.d", value_name = "DIR")]
-        cni_conf_dir: PathBuf,
-        /// Where the container runtime looks for CNI plugins.
-        #[arg(long, default_value = "/opt/cni/bin", value_name = "DIR")]
-        cni_bin_dir: PathBuf,
+        #[command(flatten)]
+        folders: CniFolders,
     },
-    /// Remove what tapird leaves in the kernel: tapir0, and with it the host's routes to the pods.
+    /// Put the plugin and its configuration where container runtimes look for them: each file at once and whole, the
+    /// configuration last, when tapird serves. Can be run again at any time; completes what was interrupted.
+    Install {
+        #[command(flatten)]
+        folders: CniFolders,
+        /// Only one of the two.
+        #[arg(long, value_enum, value_name = "PART")]
+        only: Option<Part>,
+        /// What becomes of other networks' configurations.
+        #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
+        others: Others,
+        /// The plugin [default: tapir-cni beside this program].
+        #[arg(long, value_name = "FILE")]
+        plugin: Option<PathBuf>,
+        /// A configuration to put there instead of the usual one; tapir-cni has to be its first plugin.
+        #[arg(long, value_name = "FILE")]
+        conflist: Option<PathBuf>,
+        /// How long to wait for tapird to serve: 90, 90s, 5m, 1h, or forever.
+        #[arg(long, default_value = "60s", value_parser = patience, value_name = "DURATION")]
+        wait: Patience,
+        /// Stay, and do it again after each such time, until told to end: for a container, which may not end by itself.
+        #[arg(long, value_parser = duration, value_name = "DURATION")]
+        repeat: Option<Duration>,
+    },
+    /// Undo install, and remove what tapird leaves in the kernel: tapir0, and with it the host's routes to the pods.
     Uninstall {
-        /// Also while tapird is running.
+        #[command(flatten)]
+        folders: CniFolders,
+        /// The configuration of tapird, which says where it remembers its pods.
+        #[arg(long, default_value = "/etc/tapir/tapird.toml", value_name = "FILE")]
+        config: PathBuf,
+        /// Also while tapird is running, or pods are left that the runtime can then not delete.
         #[arg(long)]
         force: bool,
     },
@@ -144,6 +170,60 @@ pub enum Verb {
         #[arg(value_name = "DIR")]
         folder: PathBuf,
     },
+}
+
+/// Where container runtimes look.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CniFolders {
+    /// For CNI plugins.
+    #[arg(long, default_value = "/opt/cni/bin", value_name = "DIR")]
+    pub cni_bin_dir: PathBuf,
+    /// For CNI configurations.
+    #[arg(long, default_value = "/etc/cni/net.d", value_name = "DIR")]
+    pub cni_conf_dir: PathBuf,
+}
+
+/// What `install` puts there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// The plugin: needs no daemon.
+    Plugin,
+    /// The configuration.
+    Conflist,
+}
+
+/// What `install` does with the configurations of other networks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Others {
+    /// They stay; refused when one would be read instead of tapir's.
+    #[default]
+    Keep,
+    /// They get names that no runtime reads, until uninstall.
+    Aside,
+}
+
+/// How long to wait; none: for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience(pub Option<Duration>);
+
+fn patience(text: &str) -> Result<Patience, String> {
+    match text {
+        "forever" => Ok(Patience(None)),
+        _ => duration(text).map(|wait| Patience(Some(wait))).map_err(|error| error + ", or forever"),
+    }
+}
+
+/// Whole seconds, minutes or hours.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|unit: char| unit.is_ascii_alphabetic());
+    let unit = match &text[digits.len()..] {
+        "" | "s" => Some(1),
+        "m" => Some(60),
+        "h" => Some(3600),
+        _ => None,
+    };
+    let seconds = digits.parse().ok().zip(unit).and_then(|(number, unit): (u64, u64)| number.checked_mul(unit));
+    seconds.map(Duration::from_secs).ok_or_else(|| "a time such as 90, 90s, 5m, 1h".into())
 }
 
 /// `routes get`.
@@ -263,6 +343,18 @@ mod tests {
         assert_eq!(given(&["get", "10.244.1.5"]), (None, false, true));
         assert!(verb(&["pods"]).is_err());
         assert!(verb(&["--fib", "get", "10.244.1.5"]).is_err());
+    }
+
+    #[test]
+    fn patience_has_a_unit_or_no_end() {
+        let seconds = |text| patience(text).map(|given| given.0.map(|wait| wait.as_secs()));
+        for (text, expected) in [("0", 0), ("90", 90), ("90s", 90), ("5m", 300), ("1h", 3600)] {
+            assert_eq!(seconds(text), Ok(Some(expected)), "{text}");
+        }
+        assert_eq!(seconds("forever"), Ok(None));
+        for text in ["", "m", "5d", "-1", "1.5s", "5 m", "18446744073709551615h"] {
+            assert!(seconds(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -13,16 +13,18 @@ mod cluster;
 mod drops;
 mod explain;
 mod flows;
+mod install;
 mod manual;
 mod named;
 mod output;
 mod services;
 mod table;
+mod uninstall;
 mod view;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Parser;
 use serde::Serialize;
@@ -31,9 +33,7 @@ use tapir_cni::protocol::Request;
 
 use crate::api::types::{Drops, Endpoint, Peer, Route, Status};
 use crate::config::ConfigError;
-use crate::host::tapir0;
-use crate::host::{self, HostError};
-use crate::io::redirect;
+use crate::host::HostError;
 use crate::store::document::DocumentError;
 
 pub use args::{Cli, Format};
@@ -99,14 +99,44 @@ pub enum CtlError {
     #[error("the store can't be read, and what tapird remembers is not all of it: {0}")]
     Stale(String),
     /// Uninstalling under a daemon that answers.
-    #[error("tapird is running on {socket}: stop it first (systemctl stop tapird), or use --force")]
+    #[error(
+        "tapird is running on {socket}{pods}: remove its pods (kubectl drain) and stop it (systemctl stop tapird) first, \
+         or use --force"
+    )]
     Running {
         /// Where it answers.
         socket: PathBuf,
+        /// `, with N pods`, when that is known.
+        pods: String,
     },
     /// Uninstalling under a daemon that listens elsewhere.
     #[error("a tapird is running in this network namespace, on another socket: stop it first, or use --force")]
     RunningElsewhere,
+    /// Uninstalling under pods of a daemon that is stopped.
+    #[error(
+        "{pods} of this node in {state_dir}: without tapir-cni the runtime can't delete them. Remove them first (kubectl \
+         drain), or use --force"
+    )]
+    PodsLeft {
+        /// `N pods`.
+        pods: String,
+        /// Where they are remembered.
+        state_dir: PathBuf,
+    },
+    /// Uninstalling under pods that may be there.
+    #[error("can't tell from {state_dir} whether there are pods left, which need tapir-cni: {why}; or use --force")]
+    UnknownPods {
+        /// Where they are remembered.
+        state_dir: PathBuf,
+        /// Why it can't be told.
+        why: String,
+    },
+    /// The runtime's folders.
+    #[error(transparent)]
+    Install(#[from] install::InstallError),
+    /// Nothing would tell when to end.
+    #[error("can't wait for a signal to end: {0}; without --repeat there is no need to")]
+    Signal(#[source] io::Error),
     /// The kernel kept what should be removed.
     #[error(transparent)]
     Uninstall(#[from] HostError),
@@ -180,13 +210,27 @@ fn execute(cli: &Cli, terminal: &mut Terminal<'_>) -> Result<u8, CtlError> {
         Verb::Drops { follow: false, last } => {
             show(cli, terminal, &Request::Drops { after: 0 }, |drops: &Drops| drops::view(drops, *last))?;
         }
-        Verb::Check { config, cni_conf_dir, cni_bin_dir } => {
+        Verb::Check { config, folders } => {
+            let (cni_conf_dir, cni_bin_dir) = (&folders.cni_conf_dir, &folders.cni_bin_dir);
             let places = check::Places { config, cni_conf_dir, cni_bin_dir, socket: &cli.socket };
             let items = check::examine(&check::Facts::collect(&places));
             terminal.show(cli.output, &items, |items| check::view(items))?;
             return Ok(if items.iter().any(check::Item::failed) { FAILURE } else { SUCCESS });
         }
-        Verb::Uninstall { force } => uninstall(cli, *force, terminal)?,
+        Verb::Install { folders, only, others, plugin, conflist, wait, repeat } => {
+            let plan = install::Plan {
+                bin_dir: &folders.cni_bin_dir,
+                conf_dir: &folders.cni_conf_dir,
+                only: *only,
+                others: *others,
+                plugin: plugin.as_deref(),
+                conflist: conflist.as_deref(),
+                socket: &cli.socket,
+                patience: wait.0,
+            };
+            install::run(cli.output, &plan, *repeat, terminal)?;
+        }
+        Verb::Uninstall { folders, config, force } => uninstall::run(cli, folders, config, *force, terminal)?,
         Verb::Completions { shell } => {
             terminal.print(&String::from_utf8_lossy(&manual::completions(*shell)))?;
         }
@@ -214,31 +258,4 @@ fn status(cli: &Cli, terminal: &mut Terminal<'_>) -> Result<u8, CtlError> {
     let status: Status = Client::connect(&cli.socket)?.ask(&Request::Status)?;
     terminal.show(cli.output, &status, view::status)?;
     Ok(if view::is_healthy(&status) { SUCCESS } else { FAILURE })
-}
-
-fn uninstall(cli: &Cli, force: bool, terminal: &mut Terminal<'_>) -> Result<(), CtlError> {
-    if !force {
-        refuse_running(&cli.socket)?;
-    }
-    let removed = host::uninstall()? | redirect::remove().map_err(CtlError::Programs)?;
-    match host::masquerade::remove() {
-        Err(HostError::NoNft) | Ok(()) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let forwards = host::routes::is_forwarding().unwrap_or(false);
-    let answer = serde_json::json!({ "removed": removed, "ip_forward": forwards });
-    terminal.show(cli.output, &answer, |_| {
-        let done = if removed { "tapir0 and its routes removed" } else { "nothing to remove" };
-        let left = "net.ipv4.ip_forward=1 stays: tapird sets it for routes without a tunnel, and others may need it";
-        if forwards { format!("{done}\n{left}\n") } else { format!("{done}\n") }
-    })
-}
-
-/// Refuses while a daemon runs: one that is slow, or that we may not talk to, runs all the same, and one with another
-/// socket holds `tapir0`.
-fn refuse_running(socket: &Path) -> Result<(), CtlError> {
-    if !matches!(Client::connect(socket), Err(ClientError::NoSocket { .. } | ClientError::NotListening { .. })) {
-        return Err(CtlError::Running { socket: socket.into() });
-    }
-    if tapir0::is_held()? { Err(CtlError::RunningElsewhere) } else { Ok(()) }
 }

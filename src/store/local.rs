@@ -241,6 +241,20 @@ impl Store {
     }
 }
 
+/// Reads the state of a daemon that may not be running; none when there never was one. Changes nothing.
+///
+/// # Errors
+/// Why it can't be read.
+pub fn peek(folder: &Path) -> Result<Option<State>, String> {
+    let path = folder.join("state.json");
+    let mut bytes = Vec::new();
+    match File::open(&path).and_then(|file| file.take(MAX_SIZE + 1).read_to_end(&mut bytes)) {
+        Ok(_) => decode(&bytes).map(Some).map_err(|damage| format!("{}: {damage}", path.display())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("{}: {error}", path.display())),
+    }
+}
+
 fn lock(folder: &Path) -> Result<File, StoreError> {
     let path = folder.join("lock");
     let io = |action| {
@@ -392,6 +406,21 @@ mod tests {
         let store = Store::open(&path).unwrap();
         assert_eq!(loaded(&store), state());
         assert_eq!(store.instance(), instance);
+    }
+
+    #[test]
+    fn a_state_can_be_read_beside_the_daemon_and_stays_where_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, file) = (folder.path().join("a"), folder.path().join("a/state.json"));
+        assert_eq!(peek(&path), Ok(None));
+        assert!(!path.exists());
+        let store = Store::open(&path).unwrap();
+        assert_eq!(peek(&path), Ok(None));
+        store.save(&state()).unwrap();
+        assert_eq!(peek(&path), Ok(Some(state())));
+        std::fs::write(&file, "{").unwrap();
+        assert!(peek(&path).unwrap_err().contains("state.json: EOF"));
+        assert!(file.exists());
     }
 
     #[test]

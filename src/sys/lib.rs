@@ -10,5 +10,6 @@ pub mod mmsg;
 pub mod netns;
 pub mod packet;
 pub mod raw;
+pub mod signal;
 pub mod tap;
 pub mod udp;

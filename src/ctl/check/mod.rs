@@ -13,6 +13,7 @@ mod tunnel;
 
 use serde::Serialize;
 
+pub(super) use cni::plugin_types;
 pub use facts::{Facts, Places};
 
 use super::table::visible;
