@@ -15,4 +15,5 @@ mod hostile;
 mod kubernetes;
 mod lifecycle;
 mod peers;
+mod service;
 mod services;

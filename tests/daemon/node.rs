@@ -111,6 +111,8 @@ pub struct Node {
     child: Option<Child>,
     /// What the config holds beside `[node]`.
     pub network: String,
+    /// What the daemon is started through: a program with its arguments, or several.
+    pub under: Vec<String>,
     address: &'static str,
 }
 
@@ -123,7 +125,13 @@ node_cidrs = ["10.244.0.0/24", "fd00:244:0:1::/64"]
 impl Node {
     /// A node with an underlay of its own, whose daemon is started.
     pub fn start(network: &str) -> Self {
+        Self::start_under(Vec::new(), network)
+    }
+
+    /// The same, with the daemon started through other programs.
+    pub fn start_under(under: Vec<String>, network: &str) -> Self {
         let mut node = Self::new("172.31.0.1", network);
+        node.under = under;
         node.namespace.ip("link add under0 type veth peer name under1");
         node.namespace.ip("addr add 172.31.0.1/24 dev under0");
         node.namespace.ip("link set under0 up");
@@ -135,7 +143,8 @@ impl Node {
     /// A node whose underlay is still to be made.
     pub fn new(address: &'static str, network: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        Self { namespace: Namespace::new("node"), folder, child: None, network: network.into(), address }
+        let (namespace, network) = (Namespace::new("node"), network.into());
+        Self { namespace, folder, child: None, network, under: Vec::new(), address }
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -176,7 +185,9 @@ impl Node {
         self.write_config();
         let log = File::options().create(true).append(true).open(self.folder.path().join("log")).unwrap();
         Command::new("ip")
-            .args(["netns", "exec", &namespace.name, env!("CARGO_BIN_EXE_tapird"), "--config"])
+            .args(["netns", "exec", &namespace.name])
+            .args(&self.under)
+            .args([env!("CARGO_BIN_EXE_tapird"), "--config"])
             .arg(self.config_path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
