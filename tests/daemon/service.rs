@@ -1,4 +1,4 @@
-//! `tapird` as a service: what the unit allows is what it needs, and the service manager is told.
+//! `tapird` as a service: what the unit and the DaemonSet allow is what it needs, and the service manager is told.
 
 use std::collections::BTreeSet;
 use std::os::unix::net::UnixDatagram;
@@ -129,6 +129,25 @@ fn the_unit_allows_what_the_daemon_does() {
         .filter_map(|(name, arguments)| Some((breach(name, arguments, &home, &calls)?, *name, *arguments)))
         .collect();
     assert!(breaches.is_empty(), "{breaches:#?}");
+}
+
+#[test]
+fn the_daemon_works_with_what_its_container_may() {
+    if !privileged() {
+        return;
+    }
+    let object: serde_json::Value =
+        serde_saphyr::from_str(include_str!("../../deploy/kubernetes/daemonset.yaml")).unwrap();
+    let containers = object["spec"]["template"]["spec"]["containers"].as_array().unwrap();
+    let tapird = containers.iter().find(|container| container["name"] == "tapird").unwrap();
+    let added = tapird["securityContext"]["capabilities"]["add"].as_array().unwrap();
+    let added: Vec<_> = added.iter().map(|name| name.as_str().unwrap()).collect();
+    // As runtimes mount it for what is not privileged. Namespaces that are mounted later are seen (HostToContainer).
+    let read_only = "mount -o bind,ro /proc/sys /proc/sys && exec \"$@\"";
+    let mut under: Vec<_> =
+        ["unshare", "--mount", "--propagation", "slave", "sh", "-c", read_only, "sh"].map(ToOwned::to_owned).into();
+    under.extend(with_only(&added));
+    works(&mut Node::start_under(under, NETWORK));
 }
 
 #[test]
