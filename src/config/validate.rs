@@ -1,7 +1,5 @@
 //! What a config must hold to be meant.
 
-mod kubernetes;
-
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;

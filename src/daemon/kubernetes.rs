@@ -342,7 +342,7 @@ mod tests {
             let name = node["metadata"]["name"].as_str().unwrap().to_owned();
             let thing = Thing::read(Resource::Nodes, node.clone());
             let name = Name { namespace: String::new(), name };
-            known.take(Told { resource: Resource::Nodes, news: News::Put(name, thing) });
+            known.take(Told { resource: Resource::Nodes, news: News::Put(name, thing.into()) });
         }
         known
     }

@@ -62,7 +62,7 @@ impl Known {
                     self.put(resource, name, thing, &mut effects);
                 }
             }
-            News::Put(name, thing) => self.put(resource, name, thing, &mut effects),
+            News::Put(name, thing) => self.put(resource, name, *thing, &mut effects),
             News::Deleted(name) => self.remove(resource, &name, &mut effects),
             News::Down(reason) => drop(self.down.insert(resource, reason)),
             News::Up => drop(self.down.remove(&resource)),
@@ -218,7 +218,7 @@ mod tests {
     fn put(resource: Resource, value: Value) -> Told {
         let text = |key: &str| value["metadata"][key].as_str().unwrap_or_default().to_owned();
         let name = Name { namespace: text("namespace"), name: text("name") };
-        Told { resource, news: News::Put(name, Thing::read(resource, value)) }
+        Told { resource, news: News::Put(name, Thing::read(resource, value).into()) }
     }
 
     fn service(name: &str, port: u16) -> Value {

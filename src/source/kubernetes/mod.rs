@@ -127,7 +127,7 @@ pub enum News {
     /// These are all that there are.
     Listed(Vec<(Name, Thing)>),
     /// One is new, or another.
-    Put(Name, Thing),
+    Put(Name, Box<Thing>),
     /// One is gone.
     Deleted(Name),
     /// They can't be followed: why.

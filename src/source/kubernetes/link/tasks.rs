@@ -85,7 +85,7 @@ async fn pass_on(resource: Resource, mut followed: mpsc::Receiver<Followed>, tol
             }
             Followed::Put(object) => {
                 let (name, thing) = read(resource, object);
-                News::Put(name, thing)
+                News::Put(name, thing.into())
             }
             Followed::Deleted(object) => News::Deleted(name(&object)),
             Followed::Down { reason } => News::Down(reason.to_string()),
