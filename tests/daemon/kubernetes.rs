@@ -235,3 +235,62 @@ fn annotations_are_granted_or_refused_with_their_key() {
         assert_eq!(after.get(&key), before.get(&key), "no ADD asks the server");
     }
 }
+
+/// 1,000 nodes, 5,000 pods, 2,000 services of ten endpoints. How long it takes and what memory it needs is printed.
+#[test]
+fn a_big_cluster_is_followed_and_nobody_waits_for_it() {
+    if !privileged() {
+        return;
+    }
+    let (mut node, api) = prepare("[network]\npools = [\"10.244.0.0/16\"]\nipam = \"podcidr\"\nblock_size = 28\n");
+    for number in 1..=1_000_u32 {
+        let address = std::net::Ipv4Addr::from(0xac1f_0000 + number);
+        let range = format!("{}/28", std::net::Ipv4Addr::from(0x0af4_0000 + number * 16));
+        api.put("nodes", node_object(&format!("node-{number}"), &address.to_string(), &[&range]));
+    }
+    for number in 0..5_000_u32 {
+        let metadata = json!({"namespace": "default", "name": format!("pod-{number}")});
+        let on = format!("node-{}", 1 + number / 5);
+        api.put("pods", json!({"metadata": metadata, "spec": {"nodeName": on}}));
+    }
+    for number in 0..2_000_u32 {
+        let name = format!("service-{number}");
+        let address = std::net::Ipv4Addr::from(0x0a60_0100 + number).to_string();
+        let metadata = json!({"namespace": "default", "name": name});
+        api.put("services", json!({"metadata": metadata, "spec": {"clusterIP": address, "ports": [{"port": 80}]}}));
+        let endpoints = (0..10_u32).map(|one| {
+            let place = (number * 7 + one * 1_601) % 15_000;
+            json!({"addresses": [std::net::Ipv4Addr::from(0x0af4_0010 + place).to_string()]})
+        });
+        let labels = json!({"kubernetes.io/service-name": name});
+        let metadata = json!({"namespace": "default", "name": format!("{name}-1"), "labels": labels});
+        let slice = json!({
+            "metadata": metadata, "addressType": "IPv4", "ports": [{"port": 80}],
+            "endpoints": endpoints.collect::<Vec<_>>()
+        });
+        api.put("endpointslices.discovery.k8s.io", slice);
+    }
+    let start = std::time::Instant::now();
+    node.restart();
+    let ready = start.elapsed();
+    let last = std::net::Ipv4Addr::from(0x0a60_0100 + 1_999).to_string();
+    let explained = || {
+        let request = Request::Explain {
+            source: "host".into(),
+            destination: last.clone(),
+            protocol: Some("tcp".into()),
+            port: Some(80),
+            source_port: None,
+        };
+        node.ask(&request).is_ok_and(|told| told.to_string().contains("service-1999"))
+    };
+    eventually("all of it is known", || node.peers().len() == 999 && explained());
+    println!("ready after {ready:?}, all known after {:?}, {} kB", start.elapsed(), node.resident());
+
+    let asked = || ["list", "watch", "get"].map(|verb| ["pods", "services"].map(|of| api.handle.requests(verb, of)));
+    let before = asked();
+    api.put("pods", json!({"metadata": {"namespace": "default", "name": "pod-0"}, "spec": {"nodeName": "node-1"}}));
+    api.handle.delete("services", "default/service-1999").unwrap();
+    eventually("a service goes", || !explained());
+    assert_eq!(asked(), before, "a change is told by what is open, and asked for by nobody");
+}

@@ -223,6 +223,14 @@ impl Node {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
+    /// The daemon's memory, in kB (`VmRSS`).
+    pub fn resident(&self) -> u64 {
+        let pid = self.child.as_ref().expect("it runs").id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     /// Waits for the daemon's end.
     pub fn wait(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("it runs");

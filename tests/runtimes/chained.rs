@@ -76,7 +76,7 @@ fn tuning_can_t_change_the_mac_but_the_capability_can() {
 /// host ports serve all. Its CHECK looks for IPv6 rules whatever the pod has, behind any plugin.
 #[test]
 fn portmap_serves_only_the_node_itself() {
-    if !can_run_with(&["portmap", "/usr/sbin/iptables"]) {
+    if !(can_run_with(&["portmap"]) && can_run(&["iptables"])) {
         return;
     }
     let cluster = Cluster::up();

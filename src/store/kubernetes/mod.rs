@@ -1,7 +1,7 @@
 //! Entries as objects of a Kubernetes API server.
 //!
-//! Every entry but the `alive` ones is an object of one kind of our own, `entries.tapir.dev` (see [`object`]): so one list
-//! and one watch, selected by label, have one order. `alive` entries are leases in the daemon's namespace (see [`leases`]).
+//! Every entry but the `alive` ones is an object of one kind of our own, `entries.tapir.dev` (`object`): so one list
+//! and one watch, selected by label, have one order. `alive` entries are leases in the daemon's namespace (`leases`).
 //!
 //! A [`Revision`] is an object's `resourceVersion` as a number. The API calls it opaque; every kube-apiserver hands out
 //! the numbers of its etcd, and from Kubernetes 1.35 on they are declared to be integers that can be compared. What is
