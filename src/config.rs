@@ -222,6 +222,17 @@ pub enum StoreKind {
     Kubernetes,
 }
 
+impl StoreKind {
+    /// As in the file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Embedded => "embedded",
+            Self::Etcd => "etcd",
+            Self::Kubernetes => "kubernetes",
+        }
+    }
+}
+
 /// Another node, written down by hand.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]

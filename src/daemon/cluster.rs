@@ -285,7 +285,7 @@ impl Daemon {
         let heard = if embedded { self.saved } else { self.cluster.heard };
         let reachable = self.cluster.down.is_none() && (embedded || self.cluster.member.is_connected());
         types::Store {
-            kind: if embedded { "embedded" } else { "etcd" }.into(),
+            kind: self.config.store.kind.name().into(),
             age_s: now.saturating_sub(heard).as_secs(),
             reachable: reachable && !(embedded && self.problems.contains_key("store")),
         }

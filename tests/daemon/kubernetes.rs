@@ -87,6 +87,11 @@ fn pod_object(container: &Container, annotations: Value) -> Value {
 }
 
 fn prepare(network: &str) -> (Node, Api) {
+    prepare_with(network, "")
+}
+
+/// `store`: what `[store]` says beside where the server is.
+fn prepare_with(network: &str, store: &str) -> (Node, Api) {
     let mut node = Node::new("172.31.0.1", "");
     node.namespace.ip("link add under0 type veth peer name under1");
     node.namespace.ip("addr add 172.31.0.1/24 dev under0");
@@ -94,7 +99,8 @@ fn prepare(network: &str) -> (Node, Api) {
     node.namespace.ip("link set under1 up");
     let api = Api::start(&node);
     let kubeconfig = api.kubeconfig(&node);
-    node.network = format!("{network}\n[kubernetes]\nsource = \"on\"\n[store]\nkubeconfig = \"{kubeconfig}\"\n");
+    node.network =
+        format!("{network}\n[kubernetes]\nsource = \"on\"\n[store]\nkubeconfig = \"{kubeconfig}\"\n{store}\n");
     (node, api)
 }
 
@@ -293,4 +299,39 @@ fn a_big_cluster_is_followed_and_nobody_waits_for_it() {
     api.handle.delete("services", "default/service-1999").unwrap();
     eventually("a service goes", || !explained());
     assert_eq!(asked(), before, "a change is told by what is open, and asked for by nobody");
+}
+
+#[test]
+fn a_node_takes_its_block_through_the_server_and_goes_on_without_it() {
+    if !privileged() {
+        return;
+    }
+    let (mut node, api) = prepare_with("[network]\npools = [\"10.244.0.0/16\"]\n", "kind = \"kubernetes\"");
+    node.restart();
+    assert_eq!(node.status().store.kind, "kubernetes");
+    eventually("it has a block", || node.ask(&Request::Ready { delegated: false }).is_ok());
+    let pod = Container::new();
+    pod.add(&node);
+    let keys = || -> Vec<String> {
+        let entries = api.handle.list("entries.tapir.dev");
+        entries.iter().map(|entry| entry["spec"]["key"].as_str().unwrap().to_owned()).collect()
+    };
+    eventually("all see it", || {
+        let keys = keys();
+        ["cluster/nodes/node-1", "cluster/pools/10.244.0.0-16", "usage/node-1"]
+            .iter()
+            .all(|key| keys.contains(&(*key).into()))
+            && keys.iter().any(|key| key.starts_with("cluster/blocks/10.244."))
+    });
+    eventually("its lease is there", || api.handle.list("leases.coordination.k8s.io").len() == 1);
+
+    api.handle.gone().unwrap();
+    node.restart();
+    assert_eq!(node.state_of(&pod.id).as_deref(), Some("attached"));
+    Container::new().add(&node);
+    node.del(&pod.id).unwrap();
+    let before = keys();
+    api.handle.back().unwrap();
+    eventually("it is heard again", || node.status().store.reachable && node.status().problems.is_empty());
+    assert_eq!(keys(), before, "nothing was withdrawn");
 }
