@@ -26,3 +26,12 @@ impl Default for Settings {
         }
     }
 }
+
+/// Whether a text is a label as RFC 1123 has it, but for its length: the name of a namespace, or a part of an object's.
+pub fn is_label(text: &str) -> bool {
+    let is_plain = |letter: &u8| letter.is_ascii_lowercase() || letter.is_ascii_digit();
+    let bytes = text.as_bytes();
+    bytes.first().is_some_and(is_plain)
+        && bytes.last().is_some_and(is_plain)
+        && bytes.iter().all(|letter| is_plain(letter) || *letter == b'-')
+}

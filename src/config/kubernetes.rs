@@ -3,6 +3,10 @@
 use serde::Deserialize;
 
 use super::{Config, IpamKind, Store, StoreKind};
+use crate::cluster::kubernetes::is_label;
+
+/// The longest name of a namespace.
+const MAX_NAMESPACE: usize = 63;
 
 /// What comes from Kubernetes.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -55,7 +59,7 @@ impl Config {
         if !store.kubeconfig.as_os_str().is_empty() && !store.kubeconfig.is_absolute() {
             return at("store.kubeconfig", format!("{} is not an absolute path", store.kubeconfig.display()));
         }
-        if !is_namespace(&store.namespace) {
+        if store.namespace.len() > MAX_NAMESPACE || !is_label(&store.namespace) {
             return at("store.namespace", format!("{:?} is not like tapir-system", store.namespace));
         }
         None
@@ -81,15 +85,4 @@ impl Config {
         }
         None
     }
-}
-
-/// A namespace of Kubernetes: a label of RFC 1123.
-fn is_namespace(name: &str) -> bool {
-    let is_end =
-        |letter: Option<&u8>| letter.is_some_and(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit());
-    let bytes = name.as_bytes();
-    bytes.len() <= 63
-        && is_end(bytes.first())
-        && is_end(bytes.last())
-        && bytes.iter().all(|letter| matches!(letter, b'a'..=b'z' | b'0'..=b'9' | b'-'))
 }

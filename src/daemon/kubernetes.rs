@@ -18,10 +18,10 @@ use tokio::sync::mpsc;
 use super::attachment::Outcome;
 use super::verbs::{Unassigned, refusal};
 use super::{Daemon, DaemonError};
-use crate::config::{Config, Peer, Place, Services};
+use crate::config::{Config, Peer, Place};
 use crate::control::ipam::IpamError;
 use crate::host::clock;
-use crate::source::kubernetes::link::{Followers, Link, Report, Server};
+use crate::source::kubernetes::link::{Link, Report, Scope};
 use crate::source::kubernetes::{Effects, Kept, Known, Node, Resource, Told, Wishes};
 use crate::store::local::{Found, Store, StoreError};
 
@@ -41,6 +41,8 @@ pub(super) struct Kubernetes {
     written: Config,
     /// What Node objects say that can't be.
     wrong: Vec<String>,
+    /// Why this node's ranges are not what its Node object says; what stands against them may go.
+    refused: Option<String>,
     /// Something was told that is not on disk yet.
     changed: bool,
     keeping: bool,
@@ -60,6 +62,7 @@ impl Kubernetes {
             known,
             written,
             wrong,
+            refused: None,
             changed: false,
             keeping: false,
             keep_next: Duration::ZERO,
@@ -84,14 +87,9 @@ pub(super) fn follow(config: &Config, path: &Path) -> Result<(Option<Link>, mpsc
     if !config.follows_kubernetes() {
         return Ok((None, mpsc::channel(1).1));
     }
-    let followers = Followers {
-        node: config.node.name.clone(),
-        all_nodes: config.has_pod_cidrs(),
-        services: config.network.services == Services::Native,
-    };
-    let server = Server { kubeconfig: config.store.kubernetes().kubeconfig };
+    let scope = Scope { node: config.node.name.clone(), all_nodes: config.has_pod_cidrs() };
     let refused = |message| DaemonError::Config { place: Place::find(path, "store.kubeconfig"), message };
-    let (link, told) = Link::start(&server, &followers).map_err(refused)?;
+    let (link, told) = Link::start(&config.store.kubernetes(), &scope).map_err(refused)?;
     Ok((Some(link), told))
 }
 
@@ -169,15 +167,16 @@ impl Daemon {
 
     /// Node objects are others: so may be this node's labels and ranges, and the other nodes.
     fn follow_node_objects(&mut self) {
-        let (config, mut wrong) = derive(&self.kubernetes.written, &self.kubernetes.known);
+        let (config, wrong) = derive(&self.kubernetes.written, &self.kubernetes.known);
+        self.kubernetes.wrong = wrong;
         // A node that is registered anew has no ranges for a moment.
         let forgotten = config.network.node_cidrs.is_empty() && !self.config.network.node_cidrs.is_empty();
-        if !(config.has_pod_cidrs() && forgotten)
-            && let Err((key, message)) = self.adopt_config(config)
-        {
-            wrong.push(format!("{key}: {message}; its earlier ranges stay in force until its pods are gone"));
-        }
-        self.kubernetes.wrong = wrong;
+        self.kubernetes.refused = match config.has_pod_cidrs() && forgotten {
+            true => None,
+            false => self.adopt_config(config).err().map(|(key, message)| {
+                format!("{key}: {message}; its earlier ranges stay in force until its pods are gone")
+            }),
+        };
     }
 
     /// Once a second.
@@ -187,18 +186,14 @@ impl Daemon {
         }
         self.tell_network(now);
         self.keep_kubernetes(now);
-        let mismatch = self.other_address();
-        let known = self.kubernetes.known.problems().into_iter();
-        let problems = known.chain(self.kubernetes.wrong.iter().cloned()).chain(mismatch).collect();
-        self.note(KUBERNETES, problems);
-        self.retry_refused_ranges();
-    }
-
-    /// Pods that stood against other ranges may be gone.
-    fn retry_refused_ranges(&mut self) {
-        if !self.kubernetes.wrong.is_empty() {
+        if self.kubernetes.refused.is_some() {
             self.follow_node_objects();
         }
+        let mut problems = self.kubernetes.known.problems();
+        problems.extend(self.kubernetes.wrong.iter().cloned());
+        problems.extend(self.kubernetes.refused.clone());
+        problems.extend(self.other_address());
+        self.note(KUBERNETES, problems);
     }
 
     /// This node's underlay address is not one that the cluster knows it by.

@@ -64,6 +64,8 @@ fn fixed(old: &Config, new: &Config, underlay: &Underlay) -> Vec<&'static str> {
         ("store.key", old.store.key != new.store.key),
         ("store.username", old.store.username != new.store.username),
         ("store.password_file", old.store.password_file != new.store.password_file),
+        ("store.kubeconfig", old.store.kubeconfig != new.store.kubeconfig),
+        ("store.namespace", old.store.namespace != new.store.namespace),
     ];
     differences.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
 }

@@ -25,7 +25,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::State;
+use super::{State, fnv1a};
 use crate::cluster::{Entry, Key, Revision};
 
 /// The format's version.
@@ -349,12 +349,9 @@ fn decode_cluster(bytes: &[u8]) -> Result<(Vec<Entry>, Revision), Damage> {
     Ok((copy.entries.into_iter().filter_map(entry).collect(), copy.revision))
 }
 
-/// FNV-1a (64 bits): every step is a bijection, so no change of a single byte goes unseen.
+/// No change of a single byte goes unseen.
 fn checksum(bytes: &[u8]) -> String {
-    let hash = bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
-    format!("{hash:016x}")
+    format!("{:016x}", fnv1a(bytes))
 }
 
 #[cfg(test)]

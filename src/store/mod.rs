@@ -140,6 +140,12 @@ impl State {
     }
 }
 
+/// FNV-1a (64 bits): the same on every machine, and every step is a bijection.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    let step = |hash: u64, &byte: &u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
+}
+
 mod mac_text {
     use serde::{Deserialize, Deserializer, Serializer};
 

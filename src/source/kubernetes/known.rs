@@ -24,8 +24,6 @@ pub struct Known {
     objects: BTreeMap<(Resource, Name), Object>,
     /// What can't be, and why.
     refused: BTreeMap<(Resource, Name), String>,
-    /// What was told as a whole since this process started.
-    listed: BTreeSet<Resource>,
     down: BTreeMap<Resource, String>,
 }
 
@@ -57,7 +55,6 @@ impl Known {
             News::Listed(things) => {
                 let gone = self.missing(resource, &things);
                 gone.into_iter().for_each(|name| self.remove(resource, &name, &mut effects));
-                self.listed.insert(resource);
                 for (name, thing) in things {
                     self.put(resource, name, thing, &mut effects);
                 }
@@ -119,11 +116,6 @@ impl Known {
     /// Whether objects of a kind are followed at this moment, or are about to be.
     pub fn is_followed(&self, resource: Resource) -> bool {
         !self.down.contains_key(&resource)
-    }
-
-    /// Whether all objects of a kind were told since this process started.
-    pub fn is_listed(&self, resource: Resource) -> bool {
-        self.listed.contains(&resource)
     }
 
     /// What is wrong, in words.
@@ -257,7 +249,6 @@ mod tests {
         let thing = Thing::read(Resource::Services, service("b", 80));
         let told = Told { resource: Resource::Services, news: News::Listed(vec![(name("default", "b"), thing)]) };
         assert_eq!(sources(&known.take(told)), [("kubernetes services/default/a".into(), 0)]);
-        assert!(known.is_listed(Resource::Services) && !known.is_listed(Resource::Nodes));
     }
 
     #[test]
@@ -338,6 +329,5 @@ mod tests {
         assert!(effects.nodes);
         assert_eq!(effects.events.len(), 2);
         assert_eq!(again.kept(), kept);
-        assert!(!again.is_listed(Resource::Services));
     }
 }

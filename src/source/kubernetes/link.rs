@@ -5,8 +5,6 @@ mod absent;
 #[cfg(feature = "kubernetes")]
 mod tasks;
 
-use std::path::PathBuf;
-
 use tapir_cni::protocol::PodRef;
 
 #[cfg(not(feature = "kubernetes"))]
@@ -14,22 +12,13 @@ pub use absent::Link;
 #[cfg(feature = "kubernetes")]
 pub use tasks::Link;
 
-/// How the API server is reached.
+/// How much is followed, beside all namespaces, services and their endpoints, and this node's pods.
 #[derive(Clone, Debug)]
-pub struct Server {
-    /// Names it and the user; none: as from a pod.
-    pub kubeconfig: Option<PathBuf>,
-}
-
-/// What is followed.
-#[derive(Clone, Debug)]
-pub struct Followers {
+pub struct Scope {
     /// This node's name.
     pub node: String,
     /// All nodes, not only this one.
     pub all_nodes: bool,
-    /// Services and their endpoints.
-    pub services: bool,
 }
 
 /// What Kubernetes is told.

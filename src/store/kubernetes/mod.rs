@@ -52,19 +52,21 @@ impl fmt::Debug for Shared {
     }
 }
 
+/// In the words of the client.
+impl From<&Settings> for tapir_kube::Settings {
+    fn from(settings: &Settings) -> Self {
+        let Settings { kubeconfig, namespace, timeout, watch } = settings.clone();
+        Self { kubeconfig, namespace, timeout, watch }
+    }
+}
+
 impl Kubernetes {
     /// That server. Nothing is connected yet.
     ///
     /// # Errors
     /// [`StoreError::Setup`].
     pub fn new(settings: &Settings) -> Result<Self, StoreError> {
-        let settings = tapir_kube::Settings {
-            kubeconfig: settings.kubeconfig.clone(),
-            namespace: settings.namespace.clone(),
-            timeout: settings.timeout,
-            watch: settings.watch,
-        };
-        let client = Client::new(&settings).map_err(failure)?;
+        let client = Client::new(&settings.into()).map_err(failure)?;
         Ok(Self { shared: Arc::new(Shared { client, leases: Leases::default(), warned: AtomicBool::new(false) }) })
     }
 

@@ -2,7 +2,8 @@
 
 use tokio::sync::mpsc;
 
-use super::{Followers, Report, Server};
+use super::{Report, Scope};
+use crate::cluster::kubernetes::Settings;
 use crate::source::kubernetes::Told;
 
 /// A contact that can't be.
@@ -14,7 +15,7 @@ impl Link {
     ///
     /// # Errors
     /// Always.
-    pub fn start(_: &Server, _: &Followers) -> Result<(Self, mpsc::Receiver<Told>), String> {
+    pub fn start(_: &Settings, _: &Scope) -> Result<(Self, mpsc::Receiver<Told>), String> {
         Err("this tapird was built without Kubernetes (cargo feature \"kubernetes\")".into())
     }
 

@@ -4,11 +4,12 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 use tapir_cni::protocol::PodRef;
-use tapir_kube::{Client, Followed, Patch, Selection, Settings};
+use tapir_kube::{Client, Followed, Patch, Selection};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::{Followers, Report, Server};
+use super::{Report, Scope};
+use crate::cluster::kubernetes::Settings;
 use crate::source::kubernetes::object::NETWORK_UNAVAILABLE;
 use crate::source::kubernetes::{Name, News, Resource, Thing, Told};
 
@@ -34,15 +35,13 @@ impl Link {
     ///
     /// # Errors
     /// Why nobody can be followed: which file is missing or wrong.
-    pub fn start(server: &Server, followers: &Followers) -> Result<(Self, mpsc::Receiver<Told>), String> {
-        let settings = Settings { kubeconfig: server.kubeconfig.clone(), ..Settings::default() };
-        let client = Client::new(&settings).map_err(|error| error.to_string())?;
+    pub fn start(settings: &Settings, scope: &Scope) -> Result<(Self, mpsc::Receiver<Told>), String> {
+        let client = Client::new(&settings.into()).map_err(|error| error.to_string())?;
         let (told, receiver) = mpsc::channel(WAITING);
         let (reports, asked) = mpsc::channel(REPORTS);
         let mut tasks = JoinSet::new();
-        let unwanted = |resource: &Resource| matches!(resource, Resource::Services | Resource::EndpointSlices);
-        for resource in Resource::ALL.into_iter().filter(|resource| followers.services || !unwanted(resource)) {
-            let followed = client.follow(of(resource), selection(resource, followers));
+        for resource in Resource::ALL {
+            let followed = client.follow(of(resource), selection(resource, scope));
             tasks.spawn(pass_on(resource, followed, told.clone()));
         }
         tasks.spawn(report(client, asked));
@@ -67,10 +66,10 @@ const fn of(resource: Resource) -> tapir_kube::Resource {
     }
 }
 
-fn selection(resource: Resource, followers: &Followers) -> Selection {
-    let node = &followers.node;
+fn selection(resource: Resource, scope: &Scope) -> Selection {
+    let node = &scope.node;
     match resource {
-        Resource::Nodes if !followers.all_nodes => Selection::default().fields(format!("metadata.name={node}")),
+        Resource::Nodes if !scope.all_nodes => Selection::default().fields(format!("metadata.name={node}")),
         Resource::Pods => Selection::default().fields(format!("spec.nodeName={node}")),
         _ => Selection::default(),
     }
