@@ -325,7 +325,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::source::kubernetes::{Name, News, Thing};
+    use crate::control::service::object::Name;
+    use crate::source::kubernetes::{News, Thing};
 
     fn config(text: &str) -> Config {
         Config::parse(text, Path::new("t.toml")).unwrap()
@@ -334,9 +335,8 @@ mod tests {
     fn known(nodes: &[serde_json::Value]) -> Known {
         let mut known = Known::default();
         for node in nodes {
-            let name = node["metadata"]["name"].as_str().unwrap().to_owned();
+            let name = Name { name: node["metadata"]["name"].as_str().unwrap().into(), ..Name::default() };
             let thing = Thing::read(Resource::Nodes, node.clone());
-            let name = Name { namespace: String::new(), name };
             known.take(Told { resource: Resource::Nodes, news: News::Put(name, thing.into()) });
         }
         known

@@ -306,7 +306,8 @@ fn a_node_takes_its_block_through_the_server_and_goes_on_without_it() {
     if !privileged() {
         return;
     }
-    let (mut node, api) = prepare_with("[network]\npools = [\"10.244.0.0/16\"]\n", "kind = \"kubernetes\"");
+    let (mut node, api) =
+        prepare_with("[network]\npools = [\"10.244.0.0/16\", \"10.245.0.0/16\"]\n", "kind = \"kubernetes\"");
     node.restart();
     assert_eq!(node.status().store.kind, "kubernetes");
     eventually("it has a block", || node.ask(&Request::Ready { delegated: false }).is_ok());
@@ -324,6 +325,11 @@ fn a_node_takes_its_block_through_the_server_and_goes_on_without_it() {
             && keys.iter().any(|key| key.starts_with("cluster/blocks/10.244."))
     });
     eventually("its lease is there", || api.handle.list("leases.coordination.k8s.io").len() == 1);
+
+    let elsewhere = Container::new();
+    api.put("pods", pod_object(&elsewhere, json!({"cni.projectcalico.org/ipv4pools": "[\"10.245.0.0/16\"]"})));
+    let addresses = elsewhere.add(&node);
+    assert!(addresses[0].to_string().starts_with("10.245."), "a block of the pool that it asks for: {addresses:?}");
 
     api.handle.gone().unwrap();
     node.restart();

@@ -23,7 +23,7 @@ const MAX_PORTS: usize = 1_000;
 /// What tells an object from others of its kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name {
-    /// `metadata.namespace`.
+    /// `metadata.namespace`; empty of what is in none.
     pub namespace: Box<str>,
     /// `metadata.name`.
     pub name: Box<str>,
@@ -31,7 +31,8 @@ pub struct Name {
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        let slash = if self.namespace.is_empty() { "" } else { "/" };
+        write!(f, "{}{slash}{}", self.namespace, self.name)
     }
 }
 

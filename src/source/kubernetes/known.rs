@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::annotations::{Annotations, Invalid, Wishes};
 use super::object::{Node, Pod};
-use super::{Name, News, Resource, Thing, Told};
+use super::{News, Resource, Thing, Told};
 use crate::control::Event;
-use crate::control::service::object::Object;
+use crate::control::service::object::{Name, Object};
 
 /// As many objects that can't be are told one by one.
 const MAX_TOLD: usize = 20;
@@ -71,7 +71,7 @@ impl Known {
     pub fn remember(&mut self, Kept { nodes, objects }: Kept) -> Effects {
         let mut effects = Effects::default();
         for node in nodes {
-            let name = Name { namespace: String::new(), name: node.metadata.name.clone() };
+            let name = Name { name: node.metadata.name.as_str().into(), ..Name::default() };
             self.put(Resource::Nodes, name, Thing::Node(node), &mut effects);
         }
         for object in objects {
@@ -79,8 +79,7 @@ impl Known {
                 Object::Service(_) => Resource::Services,
                 Object::Slice(_) => Resource::EndpointSlices,
             };
-            let of = object.identity().1;
-            let name = Name { namespace: of.namespace.into(), name: of.name.into() };
+            let (_, name) = object.identity();
             self.put(resource, name, Thing::Service(object), &mut effects);
         }
         effects
@@ -137,8 +136,8 @@ impl Known {
         match thing {
             Thing::Invalid(why) => drop(self.refused.insert(key, why)),
             Thing::Node(node) => {
-                effects.nodes |= self.nodes.get(&key.1.name) != Some(&node);
-                self.nodes.insert(key.1.name, node);
+                effects.nodes |= self.nodes.get(&*key.1.name) != Some(&node);
+                self.nodes.insert(key.1.name.into(), node);
             }
             Thing::Pod(pod) => {
                 effects.pods = true;
@@ -146,7 +145,7 @@ impl Known {
             }
             Thing::Namespace(namespace) => {
                 effects.pods = true;
-                self.namespaces.insert(key.1.name, namespace.metadata.annotations);
+                self.namespaces.insert(key.1.name.into(), namespace.metadata.annotations);
             }
             Thing::Service(object) => {
                 if self.objects.get(&key) != Some(&object) {
@@ -162,9 +161,9 @@ impl Known {
         let key = (resource, name.clone());
         self.refused.remove(&key);
         match resource {
-            Resource::Nodes => effects.nodes |= self.nodes.remove(&name.name).is_some(),
+            Resource::Nodes => effects.nodes |= self.nodes.remove(&*name.name).is_some(),
             Resource::Pods => drop(self.pods.remove(name)),
-            Resource::Namespaces => drop(self.namespaces.remove(&name.name)),
+            Resource::Namespaces => drop(self.namespaces.remove(&*name.name)),
             Resource::Services | Resource::EndpointSlices => {
                 if self.objects.remove(&key).is_some() {
                     effects.events.push(Event::Services { source: source(&key), objects: Vec::new() });
@@ -176,7 +175,7 @@ impl Known {
     /// What is known of a kind and is not in a list of all.
     fn missing(&self, resource: Resource, things: &[(Name, Thing)]) -> Vec<Name> {
         let listed: BTreeSet<&Name> = things.iter().map(|(name, _)| name).collect();
-        let plain = |name: &String| Name { namespace: String::new(), name: name.clone() };
+        let plain = |name: &String| Name { name: name.as_str().into(), ..Name::default() };
         let of = |keys: &mut dyn Iterator<Item = &(Resource, Name)>| -> Vec<Name> {
             keys.filter(|(of, _)| *of == resource).map(|(_, name)| name.clone()).collect()
         };
@@ -209,7 +208,7 @@ mod tests {
 
     fn put(resource: Resource, value: Value) -> Told {
         let text = |key: &str| value["metadata"][key].as_str().unwrap_or_default().to_owned();
-        let name = Name { namespace: text("namespace"), name: text("name") };
+        let name = Name { namespace: text("namespace").into(), name: text("name").into() };
         Told { resource, news: News::Put(name, Thing::read(resource, value).into()) }
     }
 

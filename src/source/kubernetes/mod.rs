@@ -15,13 +15,11 @@ pub mod link;
 pub mod object;
 mod quantity;
 
-use std::fmt;
-
 pub use annotations::{Invalid, Wishes};
 pub use known::{Effects, Kept, Known};
 pub use object::{Namespace, Node, Pod};
 
-use crate::control::service::object::{self as service, Object};
+use crate::control::service::object::{self as service, Name, Object};
 
 /// A kind of objects that is followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,21 +49,6 @@ impl Resource {
             Self::Services => "services",
             Self::EndpointSlices => "endpointslices",
         }
-    }
-}
-
-/// What tells an object from others of its kind.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Name {
-    /// Its namespace; empty where it is in none.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-}
-
-impl fmt::Display for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
     }
 }
 

@@ -10,8 +10,9 @@ use tokio::task::JoinSet;
 
 use super::{Report, Scope};
 use crate::cluster::kubernetes::Settings;
+use crate::control::service::object::Name;
 use crate::source::kubernetes::object::NETWORK_UNAVAILABLE;
-use crate::source::kubernetes::{Name, News, Resource, Thing, Told};
+use crate::source::kubernetes::{News, Resource, Thing, Told};
 
 /// As much that was told may wait; then the server waits.
 const WAITING: usize = 64;
@@ -97,7 +98,7 @@ async fn pass_on(resource: Resource, mut followed: mpsc::Receiver<Followed>, tol
 }
 
 fn name(object: &tapir_kube::Object) -> Name {
-    Name { namespace: object.namespace.clone().unwrap_or_default(), name: object.name.clone() }
+    Name { namespace: object.namespace.as_deref().unwrap_or_default().into(), name: object.name.as_str().into() }
 }
 
 fn read(resource: Resource, object: tapir_kube::Object) -> (Name, Thing) {
