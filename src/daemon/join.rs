@@ -13,7 +13,7 @@ use crate::control::Underlay;
 use crate::host::clock;
 #[cfg(feature = "kubernetes")]
 use crate::store::Kubernetes;
-use crate::store::local::{Found, Store};
+use crate::store::local::{self, Found, Store};
 use crate::store::session::{Session, Update};
 use crate::store::{Embedded, Etcd, StoreError};
 
@@ -79,12 +79,18 @@ fn meet(config: &Config) -> Result<(Session, mpsc::Receiver<Update>), StoreError
 
 /// What the cluster was like. Without a copy that can be read, routes to other nodes have to wait for the store.
 fn remembered(store: &Store) -> (Vec<Entry>, Revision) {
-    let problem = match store.load_cluster(SystemTime::now()) {
+    let copy = store.load_cluster(SystemTime::now());
+    recalled(copy, "cluster.json can't be read, other nodes are known once the store is heard")
+}
+
+/// A copy of what others have told; of one that can't be read nothing but a message is left.
+pub(super) fn recalled<T: Default>(copy: Result<Found<T>, local::StoreError>, lost: &str) -> T {
+    let problem = match copy {
         Ok(Found::State(copy)) => return copy,
-        Ok(Found::Nothing) => return Default::default(),
+        Ok(Found::Nothing) => return T::default(),
         Ok(Found::SetAside { path, damage }) => format!("{damage}; it is kept as {}", path.display()),
         Err(error) => error.to_string(),
     };
-    tracing::error!("cluster.json can't be read, other nodes are known once the store is heard: {problem}");
-    Default::default()
+    tracing::error!("{lost}: {problem}");
+    T::default()
 }

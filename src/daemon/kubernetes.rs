@@ -16,6 +16,7 @@ use tapir_cni::protocol::{Add, PodRef, Refusal};
 use tokio::sync::mpsc;
 
 use super::attachment::Outcome;
+use super::join::recalled;
 use super::verbs::{Unassigned, refusal};
 use super::{Daemon, DaemonError};
 use crate::config::{Config, Peer, Place};
@@ -23,7 +24,7 @@ use crate::control::ipam::IpamError;
 use crate::host::clock;
 use crate::source::kubernetes::link::{Link, Report, Scope};
 use crate::source::kubernetes::{Effects, Kept, Known, Node, Resource, Told, Wishes};
-use crate::store::local::{Found, Store, StoreError};
+use crate::store::local::{Store, StoreError};
 
 /// What goes before its problems.
 const KUBERNETES: &str = "kubernetes";
@@ -36,7 +37,7 @@ const TELL: Duration = Duration::from_secs(10);
 pub(super) struct Kubernetes {
     /// None where it is not followed.
     link: Option<Link>,
-    pub known: Known,
+    known: Known,
     /// The config as it is in the file.
     written: Config,
     /// What Node objects say that can't be.
@@ -53,9 +54,9 @@ pub(super) struct Kubernetes {
 
 impl Kubernetes {
     /// With what is remembered, and the config that follows from it.
-    pub fn new(written: Config, link: Option<Link>, kept: Kept) -> (Self, Config, Effects) {
+    pub fn new(written: Config, link: Option<Link>, store: &Store) -> (Self, Config, Effects) {
         let mut known = Known::default();
-        let effects = if link.is_some() { known.remember(kept) } else { Effects::default() };
+        let effects = link.as_ref().map(|_| known.remember(remembered(store))).unwrap_or_default();
         let (config, wrong) = derive(&written, &known);
         let kubernetes = Self {
             link,
@@ -73,7 +74,7 @@ impl Kubernetes {
 
     /// The config that follows from a file's and from what is known.
     pub fn derive(&self, written: &Config) -> Config {
-        if self.link.is_some() { derive(written, &self.known).0 } else { written.clone() }
+        derive(written, &self.known).0
     }
 
     /// The file says this by now.
@@ -94,15 +95,9 @@ pub(super) fn follow(config: &Config, path: &Path) -> Result<(Option<Link>, mpsc
 }
 
 /// What was told before this start.
-pub(super) fn remembered(store: &Store) -> Kept {
-    let problem = match store.load_kubernetes(SystemTime::now()) {
-        Ok(Found::State(kept)) => return kept,
-        Ok(Found::Nothing) => return Kept::default(),
-        Ok(Found::SetAside { path, damage }) => format!("{damage}; it is kept as {}", path.display()),
-        Err(error) => error.to_string(),
-    };
-    tracing::error!("kubernetes.json can't be read, services are known once the API server is heard: {problem}");
-    Kept::default()
+fn remembered(store: &Store) -> Kept {
+    let copy = store.load_kubernetes(SystemTime::now());
+    recalled(copy, "kubernetes.json can't be read, services are known once the API server is heard")
 }
 
 /// The config with what Node objects say of this node and of others, and what they say that can't be.

@@ -27,12 +27,13 @@ pub(super) struct Parked {
     connection: ConnectionId,
     done: Done,
     netns: Namespace,
-    until: Duration,
+    /// Since boot.
+    since: Duration,
 }
 
 impl Parked {
     pub fn new(add: Add, connection: ConnectionId, done: Done, netns: Namespace) -> Self {
-        Self { add, connection, done, netns, until: clock::now() + PATIENCE }
+        Self { add, connection, done, netns, since: clock::now() }
     }
 }
 
@@ -69,10 +70,9 @@ impl Daemon {
             if parked.done.is_abandoned() {
                 continue;
             }
-            let patient = now + PATIENCE < parked.until + UNHEARD;
-            let result = self.try_assign(&parked.add, &parked.netns, patient);
+            let result = self.try_assign(&parked.add, &parked.netns, now < parked.since + UNHEARD);
             match &result {
-                Err(unassigned) if now < parked.until && self.may_come(unassigned) => {
+                Err(unassigned) if now < parked.since + PATIENCE && self.may_come(unassigned) => {
                     self.cluster.parked.push(parked);
                 }
                 _ => self.assigned(parked.add, parked.connection, parked.done, result),

@@ -60,7 +60,7 @@ pub(super) fn start(path: &Path, config: Config, signals: Signals) -> Result<(Da
         Arc::new(patiently(|| Store::open(&config.node.state_dir), |e| matches!(e, StoreError::Locked { .. }))?);
     patiently(unheld, |error| matches!(error, DaemonError::Held))?;
     let (link, told_by_kubernetes) = kubernetes::follow(&config, path)?;
-    let (kubernetes, config, effects) = kubernetes::Kubernetes::new(config, link, kubernetes::remembered(&store));
+    let (kubernetes, config, effects) = kubernetes::Kubernetes::new(config, link, &store);
     let boot = clock::boot_id().map_err(system("read the boot id"))?;
     let underlay = underlay::detect(config.underlay.interface(), config.node.address)?;
     if let Some((key, message)) = reload::contradiction(&config, &underlay) {
